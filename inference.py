@@ -1,0 +1,234 @@
+"""Makes a talking video from a portrait and speech.
+
+python inference.py --reference_image_path ref.jpg --audio_path speech.mp3 --output_path out.mp4
+"""
+
+import logging
+import math
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import Tensor
+from vexpress.media.audio import load_audio
+from vexpress.media.images import load_image
+from vexpress.media.video import write_video
+
+from vexpress import runtime
+from vexpress.checkpoints import LAYOUT, ModelPaths
+from vexpress.diffusion import SCHEDULERS
+from vexpress.media.faces import FaceAnalyzer, head_and_shoulders_box
+from vexpress.media.keypoints import KPS_EXTEND, RETARGET_STRATEGIES, KpsSequence, fit_to_clip, load_kps, retarget
+from vexpress.runtime import InputError
+
+logger = logging.getLogger("vexpress")
+
+SIZE_MULTIPLE = 8
+ADVISED_PORTRAIT_PX = 512
+
+
+def build_parser() -> runtime.ArgumentParser:
+    """The flags: those of the released program with their meaning, and ours."""
+    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    inputs = parser.add_argument_group("input and output")
+    inputs.add_argument("--reference_image_path", required=True, help="portrait, best square: head and shoulders")
+    inputs.add_argument("--audio_path", required=True, help="speech: any audio or video file")
+    inputs.add_argument("--kps_path", help="driving keypoints: .pth, .npz or .safetensors")
+    inputs.add_argument("--output_path", default="output/output.mp4", help="video to write")
+    inputs.add_argument("--auto_crop", action="store_true", help="crop the portrait around the face")
+
+    motion = parser.add_argument_group("head motion")
+    motion.add_argument("--retarget_strategy", default="fix_face", choices=RETARGET_STRATEGIES, help="see README")
+    motion.add_argument(
+        "--kps_extend", default="loop", choices=KPS_EXTEND, help="if the keypoints end before the audio"
+    )
+    motion.add_argument("--kps_fps", type=float, help="frame rate of --kps_path; unset: the file's, else --fps")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--model_dir", default="model_ckpts", help="folder in the released layout")
+    for name, place in LAYOUT.items():
+        model.add_argument(f"--{name}", help=f"in place of MODEL_DIR/{place}")
+    model.add_argument("--test_stage", default="stage_3", choices=("stage_1", "stage_2", "stage_3"))
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
+    machine.add_argument("--gpu_id", type=int, default=0)
+    machine.add_argument("--dtype", choices=tuple(runtime.DTYPES), help="unset: fp16 on cuda, else fp32")
+    machine.add_argument("--save_gpu_memory", action="store_true", help="networks are on the GPU only while they work")
+    machine.add_argument(
+        "--do_multi_devices_inference", action="store_true", help="share the work of torchrun's processes"
+    )
+    machine.add_argument("--windows_per_batch", type=int, default=1, help="more is faster and takes more memory")
+    machine.add_argument("--compile", action="store_true", help="torch.compile the denoising UNet")
+
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--image_width", type=int, default=512, help="px, multiple of 8, 64 advised")
+    sampling.add_argument("--image_height", type=int, default=512, help="px, multiple of 8, 64 advised")
+    sampling.add_argument("--fps", type=float, default=30.0, help="of the video")
+    sampling.add_argument("--seed", type=int, default=42)
+    sampling.add_argument("--scheduler", default="ddim", choices=tuple(SCHEDULERS))
+    sampling.add_argument("--num_inference_steps", type=int, default=25)
+    sampling.add_argument("--guidance_scale", type=float, default=3.5, help="1: no guidance, half the time")
+    sampling.add_argument("--context_frames", type=int, default=24, help="frames of a window")
+    sampling.add_argument("--context_overlap", type=int, default=4, help="frames that windows share")
+    sampling.add_argument("--reference_attention_weight", type=float, default=0.95)
+    sampling.add_argument("--audio_attention_weight", type=float, default=3.0)
+    sampling.add_argument("--num_pad_audio_frames", type=int, default=2, help="frames of audio around each frame")
+    sampling.add_argument("--standard_audio_sampling_rate", type=int, default=16000, help="Hz, of the audio encoder")
+    sampling.add_argument("--no_median_filter", action="store_true", help="no smoothing of decoded frames")
+    return parser
+
+
+def check_numbers(args: Namespace) -> None:
+    """Finds numbers that cannot work, before anything is loaded."""
+    for name in ("image_width", "image_height"):
+        if getattr(args, name) < 64 or getattr(args, name) % SIZE_MULTIPLE:
+            raise InputError(f"--{name} {getattr(args, name)}: must be a multiple of {SIZE_MULTIPLE}, 64 or more")
+    allowed = {
+        "fps": (1, 240),
+        "kps_fps": (1, 240),
+        "num_inference_steps": (1, 1000),
+        "guidance_scale": (0, 100),
+        "context_frames": (1, 1000),
+        "context_overlap": (0, args.context_frames - 1),
+        "windows_per_batch": (1, 1000),
+        "num_pad_audio_frames": (0, 100),
+        "standard_audio_sampling_rate": (1000, 1_000_000),
+        "reference_attention_weight": (0, 100),
+        "audio_attention_weight": (0, 100),
+        "seed": (0, 2**63 - 1),
+    }
+    for name, (low, high) in allowed.items():
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and low <= value <= high):
+            raise InputError(f"--{name} {value}: must be {low} to {high}")
+    if args.kps_path is None and args.retarget_strategy != "fix_face":
+        raise InputError(f"--retarget_strategy {args.retarget_strategy} needs --kps_path; without one use fix_face")
+
+
+def join_processes(args: Namespace) -> int:
+    """Joins torchrun's processes if asked to; returns this one's rank."""
+    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if not args.do_multi_devices_inference:
+        if num_processes > 1:
+            raise InputError("started as several processes: add --do_multi_devices_inference, or start one")
+        return 0
+    if "RANK" not in os.environ:
+        raise InputError("--do_multi_devices_inference: start with `torchrun --nproc_per_node N inference.py ...`")
+    dist.init_process_group("gloo")  # what is shared is in host memory
+    args.gpu_id = int(os.environ["LOCAL_RANK"])
+    return dist.get_rank()
+
+
+def prepare_portrait(args: Namespace, device: torch.device, insightface_dir: Path) -> tuple[Image.Image, Tensor | None]:
+    """Loads the portrait at output size, and its V-Kps (3 2) in px of it where the strategy needs them."""
+    image = load_image(args.reference_image_path)
+    size = (args.image_width, args.image_height)
+    needs_face = args.auto_crop or args.retarget_strategy != "no_retarget"
+    face = None
+    if needs_face:
+        import numpy as np
+
+        analyzer = FaceAnalyzer(insightface_dir, device)
+        face = analyzer.detect_main(np.asarray(image), f"--reference_image_path {args.reference_image_path}")
+    box = (0, 0, image.width, image.height)
+    if args.auto_crop:
+        box = head_and_shoulders_box(face.bbox, image.width, image.height)
+        if box[2] - box[0] < ADVISED_PORTRAIT_PX:
+            logger.warning("--auto_crop: head and shoulders are %d px wide, 512 are advised", box[2] - box[0])
+    elif abs(image.width / image.height / (size[0] / size[1]) - 1) > 0.02:
+        logger.warning(
+            "the portrait is %dx%d and gets squeezed to %dx%d: crop it, or add --auto_crop", *image.size, *size
+        )
+    portrait = image.resize(size, Image.Resampling.LANCZOS, box=box)
+    if face is None:
+        return portrait, None
+    scale = torch.tensor([size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1])])
+    return portrait, (torch.from_numpy(face.kps[:3]) - torch.tensor(box[:2])) * scale
+
+
+def prepare_kps(args: Namespace, sequence: KpsSequence | None, reference_kps: Tensor | None, num_frames: int) -> Tensor:
+    """The keypoints of every frame, (f 3 2) px."""
+    if sequence is None or args.retarget_strategy == "fix_face":
+        return retarget(reference_kps.expand(num_frames, -1, -1), reference_kps, "fix_face").float()
+    if args.kps_fps is not None:
+        sequence = KpsSequence(sequence.kps, args.kps_fps, sequence.height, sequence.width)
+    driving = fit_to_clip(sequence, num_frames, args.fps, args.image_height, args.image_width, args.kps_extend)
+    return retarget(driving, reference_kps, args.retarget_strategy).float()
+
+
+def main() -> None:
+    """Files -> tensors -> video file."""
+    # 1. arguments and machine
+    args = build_parser().parse_args()
+    check_numbers(args)
+    rank = join_processes(args)
+    runtime.set_up_logging(logging.INFO if rank == 0 else logging.ERROR)
+    device = runtime.resolve_device(args.device, args.gpu_id)
+    dtype = runtime.resolve_dtype(args.dtype or ("fp16" if device.type == "cuda" else "fp32"))
+
+    # 2. inputs, before any network is loaded
+    if args.output_path == "output/output.mp4":
+        Path("output").mkdir(exist_ok=True)
+    output_path = runtime.check_output_path(args.output_path, "--output_path")
+    audio = load_audio(args.audio_path)
+    num_frames = max(1, round(audio.duration_seconds * args.fps))
+    sequence = load_kps(args.kps_path) if args.kps_path else None
+    paths = ModelPaths.from_model_dir(args.model_dir, **{name: getattr(args, name) for name in LAYOUT})
+    portrait, reference_kps = prepare_portrait(args, device, paths.insightface_model_path)
+    kps = prepare_kps(args, sequence, reference_kps, num_frames)
+
+    # 3. networks
+    from vexpress.pipeline import VExpressPipeline  # seconds to import, which bad input should not cost
+
+    weights_device = "cpu" if args.save_gpu_memory else device
+    pipeline = VExpressPipeline.from_released(paths, dtype, weights_device, args.test_stage, args.scheduler)
+    pipeline.set_progress_bar_config(disable=rank != 0)
+    if args.compile:
+        pipeline.denoising_unet.compile(fullgraph=True)
+    expected_rate = pipeline.audio_processor.sampling_rate
+    if args.standard_audio_sampling_rate != expected_rate:
+        raise InputError(
+            f"--standard_audio_sampling_rate {args.standard_audio_sampling_rate}: the audio encoder takes {expected_rate}"
+        )
+
+    # 4. video
+    logger.info("%d frames of %dx%d at %g fps on %s in %s", num_frames, *portrait.size, args.fps, device, dtype)
+    try:
+        output = pipeline(
+            portrait,
+            audio.resampled_mono(expected_rate),
+            kps,
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            context_frames=args.context_frames,
+            context_overlap=args.context_overlap,
+            windows_per_batch=args.windows_per_batch,
+            num_pad_audio_frames=args.num_pad_audio_frames,
+            reference_attention_weight=args.reference_attention_weight,
+            audio_attention_weight=args.audio_attention_weight,
+            seed=args.seed,
+            output_type="generator" if rank == 0 else "latent",
+            median_filter=not args.no_median_filter,
+            device=device,
+            save_gpu_memory=args.save_gpu_memory,
+        )
+        if rank == 0:
+            write_video(output_path, output.frames, args.fps, audio)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            "out of GPU memory: use --save_gpu_memory, --dtype fp16, a smaller --context_frames or --image_width"
+        ) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if rank == 0:
+        print(f"{output_path}: {num_frames} frames, {num_frames / args.fps:.2f} s, with audio")
+
+
+if __name__ == "__main__":
+    sys.exit(runtime.run_program(main))

@@ -1,0 +1,108 @@
+"""Real networks at tiny sizes, weights by rule, and a model folder made of them."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+from vexpress.checkpoints import save_frozen_parts, save_networks
+from vexpress.diffusion import build_scheduler
+from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
+from vexpress.pipeline import VExpressPipeline
+
+DATA_DIR = Path(__file__).parent / "data"
+SHARED_DIR = Path(__file__).parents[2] / "shared"
+CASES = json.loads((DATA_DIR / "parity" / "cases.json").read_text())
+UNET_CONFIG = CASES["unet_config"]
+NUM_MOTION_HEADS = CASES["motion_config"]["motion_module_kwargs"]["num_attention_heads"]
+
+
+def fill_by_rule(module: nn.Module) -> nn.Module:
+    """Fills a module as the recorded networks were filled: each parameter drawn from a generator seeded by its name."""
+    weights = {}
+    for name, tensor in module.state_dict().items():
+        if name.endswith(".pe") or not tensor.is_floating_point():
+            weights[name] = tensor
+            continue
+        drawn = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(tuple(tensor.shape))
+        drawn = drawn.astype(np.float32)
+        if tensor.ndim >= 2:
+            drawn = drawn / np.sqrt(np.prod(tensor.shape[1:]))
+        elif name.endswith("weight"):
+            drawn = 1 + 0.1 * drawn
+        else:
+            drawn = 0.1 * drawn
+        weights[name] = torch.from_numpy(np.asarray(drawn, dtype=np.float32))
+    module.load_state_dict(weights)
+    return module.eval()
+
+
+def recorded(name: str) -> dict[str, np.ndarray]:
+    """One parity case."""
+    return dict(np.load(DATA_DIR / "parity" / f"{name}.npz"))
+
+
+def relative_error(output, expected) -> float:
+    """||output - expected|| / ||expected||; shapes must agree."""
+    output, expected = torch.as_tensor(output).double(), torch.as_tensor(expected).double()
+    assert output.shape == expected.shape
+    return float((output - expected).norm() / expected.norm())
+
+
+def reference_net() -> ReferenceNet:
+    return fill_by_rule(ReferenceNet.from_config(UNET_CONFIG))
+
+
+def denoising_unet(**changes) -> DenoisingUNet:
+    return fill_by_rule(
+        DenoisingUNet.from_config({**UNET_CONFIG, **changes}, motion_num_attention_heads=NUM_MOTION_HEADS)
+    )
+
+
+def v_kps_guider() -> VKpsGuider:
+    return fill_by_rule(VKpsGuider(**CASES["v_kps_guider_config"]))
+
+
+def audio_projection() -> AudioProjection:
+    return fill_by_rule(AudioProjection(**CASES["audio_projection_config"]))
+
+
+def vae() -> AutoencoderKL:
+    return fill_by_rule(AutoencoderKL(**CASES["vae_config"]))
+
+
+def audio_encoder() -> Wav2Vec2Model:
+    return fill_by_rule(Wav2Vec2Model(Wav2Vec2Config(**CASES["wav2vec2_config"])))
+
+
+def audio_processor() -> Wav2Vec2FeatureExtractor:
+    return Wav2Vec2FeatureExtractor(
+        feature_size=1, sampling_rate=16000, padding_value=0.0, do_normalize=True, return_attention_mask=False
+    )
+
+
+def pipeline() -> VExpressPipeline:
+    pipe = VExpressPipeline(
+        vae=vae(),
+        reference_net=reference_net(),
+        denoising_unet=denoising_unet(),
+        v_kps_guider=v_kps_guider(),
+        audio_projection=audio_projection(),
+        audio_encoder=audio_encoder(),
+        audio_processor=audio_processor(),
+        scheduler=build_scheduler("ddim"),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def write_model_dir(folder: Path, suffix: str = ".safetensors") -> Path:
+    """Writes a model folder in the released layout, without face models."""
+    save_networks(folder, reference_net(), denoising_unet(), v_kps_guider(), audio_projection(), suffix=suffix)
+    save_frozen_parts(folder, vae(), audio_encoder(), audio_processor())
+    return folder

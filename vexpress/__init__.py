@@ -1,0 +1,1 @@
+"""V-Express: audio-driven portrait video."""

@@ -1,0 +1,373 @@
+"""Files to networks and back: the released layout, loaded strictly.
+
+    model_dir/
+        stable-diffusion-v1-5/unet/config.json
+        sd-vae-ft-mse/, wav2vec2-base-960h/        as diffusers and transformers save them
+        insightface_models/                        ONNX files
+        v-express/{reference_net,denoising_unet,motion_module,v_kps_guider,audio_projection}.{safetensors,bin,pth}
+
+The released guider and audio projection have no configuration file; ours have one beside the weights (.json).
+"""
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+
+import safetensors.torch
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
+from vexpress.runtime import InputError, replacing
+
+SUFFIXES = (".safetensors", ".bin", ".pth")
+LAYOUT = {
+    "unet_config_path": "stable-diffusion-v1-5/unet/config.json",
+    "vae_path": "sd-vae-ft-mse",
+    "audio_encoder_path": "wav2vec2-base-960h",
+    "insightface_model_path": "insightface_models",
+    "denoising_unet_path": "v-express/denoising_unet",
+    "reference_net_path": "v-express/reference_net",
+    "v_kps_guider_path": "v-express/v_kps_guider",
+    "audio_projection_path": "v-express/audio_projection",
+    "motion_module_path": "v-express/motion_module",
+}
+"""Where each part lies in a model folder; weights stand without suffix. The keys are the released flags."""
+
+OPTIONAL = {
+    "insightface_model_path": "some retarget strategies need no face detection; checked where it is needed",
+    "motion_module_path": "denoising_unet may hold the motion modules; loading checks that together they cover all",
+}
+"""Parts that a model folder may lack, and why."""
+
+IGNORED_KEYS = {
+    "reference_net": {
+        "conv_out.": "comes after all that reference attention reads",
+        "conv_norm_out.": "comes after all that reference attention reads",
+    },
+}
+"""Network -> prefix of keys in released files that we do not have -> why."""
+
+BYTES_PER_MAPPING = 2**29
+MOTION_KEY = "motion_modules."  # in the names of parameters that belong into motion_module.*
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """Where every part of a model is. Field names are the released flags."""
+
+    unet_config_path: Path
+    vae_path: Path
+    audio_encoder_path: Path
+    insightface_model_path: Path
+    denoising_unet_path: Path
+    reference_net_path: Path
+    v_kps_guider_path: Path
+    audio_projection_path: Path
+    motion_module_path: Path
+
+    @classmethod
+    def from_model_dir(cls, model_dir: str | PathLike, **overrides: str | None) -> "ModelPaths":
+        """Finds the parts in a folder of the released layout.
+
+        Args:
+            model_dir: the folder; need not exist when all parts are overridden.
+            overrides: field name -> path; None means not overridden.
+
+        Raises:
+            InputError: a part that is needed for loading networks is not there.
+        """
+        paths = {name: cls._find(Path(model_dir), name, overrides.get(name)) for name in LAYOUT}
+        return cls(**paths)
+
+    @staticmethod
+    def _find(model_dir: Path, name: str, override: str | None) -> Path:
+        path = Path(override) if override else model_dir / LAYOUT[name]
+        has_suffix = override or not LAYOUT[name].startswith("v-express/")
+        candidates = [path] if has_suffix else [path.with_name(path.name + suffix) for suffix in SUFFIXES]
+        for candidate in candidates:
+            if candidate.exists():
+                return candidate
+        if not override and name in OPTIONAL:
+            return path
+        looked = " or ".join(map(str, candidates))
+        raise InputError(
+            f"model file not found: {looked}; point --model_dir or --{name} to it, "
+            "or fetch the released models with `python scripts/download_models.py`"
+        )
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
+    """Maps a weights file into memory, without reading it yet and without executing anything in it.
+
+    Args:
+        path: `.safetensors`, or a PyTorch file under any other suffix.
+
+    Raises:
+        InputError: missing, damaged, not a flat dictionary of tensors, or a pickle that wants to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"weights file {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        mmap = _is_zip(path)  # the format before PyTorch 1.6 cannot be mapped
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"weights file {path}: refused, holds more than tensors ({_first_line(error)})") from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"weights file {path}: damaged or not a weights file ({_first_line(error)})") from error
+    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
+        weights = weights["state_dict"]
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise InputError(f"weights file {path}: does not hold a dictionary of tensors")
+    return weights
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK"
+
+
+def load_weights(
+    network: nn.Module,
+    paths: list[Path],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    ignored_keys: Mapping[str, str] = MappingProxyType({}),
+) -> nn.Module:
+    """Gives a network, built on the meta device, its weights; together the files must cover it, and no more.
+
+    Weights go straight to their dtype and device, some 512 MiB at a time: a file is mapped anew for each part, since
+    pages of a mapping that were read count as this process's memory until it ends.
+
+    Args:
+        network: its parameters are replaced, not copied into.
+        paths: files; of a key that several hold, the first counts.
+        dtype: of the loaded parameters.
+        device: of the loaded parameters.
+        ignored_keys: prefix of keys that the files may hold and the network has not -> why.
+
+    Returns:
+        `network`, in eval mode.
+
+    Raises:
+        InputError: missing, unexpected or misshapen keys, listed.
+    """
+    own = network.state_dict()
+    source: dict[str, Path] = {}
+    shapes: dict[str, torch.Size] = {}
+    for path in paths:
+        for name, tensor in read_state_dict(path).items():
+            if name not in source and not name.startswith(tuple(ignored_keys)):
+                source[name], shapes[name] = path, tensor.shape
+    problems = {
+        "missing": [name for name in own if name not in source],
+        "unexpected": [name for name in source if name not in own],
+        "misshapen": [
+            f"{name} {tuple(shapes[name])} for {tuple(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in shapes and shapes[name] != tensor.shape
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
+            for kind, names in problems.items()
+            if names
+        )
+        files = " and ".join(map(str, paths))
+        raise InputError(f"{files} not fit for {type(network).__name__}: {found}; another model's file or size?")
+
+    loaded: dict[str, Tensor] = {}
+    for path in paths:
+        names = [name for name in own if source[name] == path]
+        while names:
+            weights, num_bytes = read_state_dict(path), 0
+            while names and num_bytes < BYTES_PER_MAPPING:
+                name = names.pop()
+                num_bytes += weights[name].nbytes
+                loaded[name] = weights[name].to(device=device, dtype=dtype)
+    network.load_state_dict(loaded, assign=True)
+    return network.eval()
+
+
+def read_config(path: Path) -> dict:
+    """Reads a JSON object.
+
+    Raises:
+        InputError: missing, or not a JSON object.
+    """
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"configuration {path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"configuration {path}: not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"configuration {path}: must hold a JSON object")
+    return config
+
+
+def build_networks(paths: ModelPaths) -> dict[str, nn.Module]:
+    """Builds the four networks on the meta device, sized by their configuration files.
+
+    Raises:
+        InputError: a configuration that does not describe such a network.
+    """
+    unet_config = read_config(paths.unet_config_path)
+    reference_config = {key: value for key, value in unet_config.items() if not key.startswith("motion_")}
+    configs = {
+        "reference_net": (ReferenceNet, paths.unet_config_path, reference_config),
+        "denoising_unet": (DenoisingUNet, paths.unet_config_path, unet_config),
+    }
+    for name, network_class in (("v_kps_guider", VKpsGuider), ("audio_projection", AudioProjection)):
+        path = getattr(paths, f"{name}_path").with_suffix(".json")
+        configs[name] = (network_class, path, read_config(path) if path.exists() else {})  # no file: the released size
+    networks = {}
+    for name, (network_class, path, config) in configs.items():
+        try:
+            with torch.device("meta"):
+                networks[name] = network_class.from_config(config)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"configuration {path}: makes no {network_class.__name__} ({error})") from error
+    return networks
+
+
+def load_networks(
+    paths: ModelPaths,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    test_stage: str = "stage_3",
+) -> dict[str, nn.Module]:
+    """Loads the four networks: reference_net, denoising_unet, v_kps_guider, audio_projection.
+
+    Args:
+        paths: from `ModelPaths.from_model_dir`.
+        dtype: of all parameters.
+        device: of all parameters.
+        test_stage: "stage_1" silences audio attention and motion modules.
+
+    Raises:
+        InputError: a file is missing or does not fit.
+    """
+    networks = build_networks(paths)
+    for name, network in networks.items():
+        files = [getattr(paths, f"{name}_path")]
+        if name == "denoising_unet" and paths.motion_module_path.exists():
+            files.insert(0, paths.motion_module_path)
+        load_weights(network, files, dtype, device, IGNORED_KEYS.get(name, {}))
+    if test_stage == "stage_1":
+        networks["denoising_unet"].silence_audio_and_motion()
+    return networks
+
+
+def load_vae(
+    paths: ModelPaths, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> AutoencoderKL:
+    """Loads the image autoencoder.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    return _load_pretrained(AutoencoderKL, paths.vae_path, "--vae_path", torch_dtype=dtype).to(device)
+
+
+def load_audio_encoder(
+    paths: ModelPaths, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[Wav2Vec2Model, Wav2Vec2FeatureExtractor]:
+    """Loads the audio encoder and its feature extractor.
+
+    Raises:
+        InputError: one of them cannot be loaded.
+    """
+    path, flag = paths.audio_encoder_path, "--audio_encoder_path"
+    encoder = _load_pretrained(Wav2Vec2Model, path, flag, dtype=dtype, attn_implementation="sdpa").eval().to(device)
+    return encoder, _load_pretrained(Wav2Vec2FeatureExtractor, path, flag)
+
+
+def _load_pretrained(library_class: type, folder: Path, flag: str, **options):
+    if not folder.is_dir():  # the libraries take a missing folder for the name of a model on a hub
+        raise InputError(f"{flag} {folder}: no such folder")
+    try:
+        return library_class.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+        raise InputError(f"{flag} {folder}: holds no {library_class.__name__} ({_first_line(error)})") from error
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def save_networks(
+    folder: str | PathLike,
+    reference_net: ReferenceNet,
+    denoising_unet: DenoisingUNet,
+    v_kps_guider: VKpsGuider,
+    audio_projection: AudioProjection,
+    dtype: torch.dtype | None = None,
+    suffix: str = ".safetensors",
+) -> None:
+    """Writes the five released files and the configuration files into a folder of the released layout.
+
+    Args:
+        folder: made if missing.
+        reference_net, denoising_unet, v_kps_guider, audio_projection: on any device.
+        dtype: of floating-point weights in the files; None keeps it.
+        suffix: ".safetensors" or ".bin".
+    """
+    folder = Path(folder)
+    unet = denoising_unet.state_dict()
+    parts = {
+        "reference_net": reference_net.state_dict(),
+        "denoising_unet": {name: tensor for name, tensor in unet.items() if MOTION_KEY not in name},
+        "motion_module": {name: tensor for name, tensor in unet.items() if MOTION_KEY in name},
+        "v_kps_guider": v_kps_guider.state_dict(),
+        "audio_projection": audio_projection.state_dict(),
+    }
+    for name, weights in parts.items():
+        path = folder / (LAYOUT[f"{name}_path"] + suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        weights = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in weights.items()}
+        with replacing(path) as temporary:
+            if suffix == ".safetensors":
+                safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
+            else:
+                torch.save(weights, temporary)
+    configs = {
+        folder / LAYOUT["unet_config_path"]: denoising_unet,
+        folder / f"{LAYOUT['v_kps_guider_path']}.json": v_kps_guider,
+        folder / f"{LAYOUT['audio_projection_path']}.json": audio_projection,
+    }
+    for path, network in configs.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config = {key: value for key, value in network.config.items() if not key.startswith("_")}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_frozen_parts(
+    folder: str | PathLike,
+    vae: AutoencoderKL,
+    audio_encoder: Wav2Vec2Model,
+    audio_processor: Wav2Vec2FeatureExtractor,
+) -> None:
+    """Writes image autoencoder and audio encoder into a folder of the released layout."""
+    folder = Path(folder)
+    vae.save_pretrained(folder / LAYOUT["vae_path"])
+    audio_encoder.save_pretrained(folder / LAYOUT["audio_encoder_path"])
+    audio_processor.save_pretrained(folder / LAYOUT["audio_encoder_path"])

@@ -1,0 +1,86 @@
+"""Training configuration: typed, validated, from YAML files and `key=value` overrides. An unknown key is an error."""
+
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from vexpress.runtime import InputError
+
+REPLACED_KEYS = {
+    "solver.enable_xformers_memory_efficient_attention": "attention always uses PyTorch's scaled_dot_product_attention",
+    "stage1_ckpt_dir": "init_from, a folder of the former stage or any other start",
+    "stage2_ckpt_dir": "init_from, a folder of the former stage or any other start",
+    "motion_module_path": "init.motion_module_path",
+    "unet_additional_kwargs": "model.unet_config_path, whose motion_* keys size the motion modules",
+    "noise_scheduler_kwargs": "enable_zero_snr; the schedule itself is the released one",
+    "solver.scale_lr": "solver.learning_rate, given as it shall be",
+    "exp_name": "output_dir",
+}
+"""Keys of released configurations that are gone -> what replaced them."""
+
+
+@dataclass
+class DataConfig:
+    """What a sample is made of."""
+
+    meta_paths: list[str] = field(default_factory=list)
+    """Metadata JSON files, as written by scripts/prepare_dataset."""
+    train_bs: int = 1
+    """Samples per process and micro-batch."""
+    train_width: int = 512
+    """px."""
+    train_height: int = 512
+    """px."""
+    num_frames: int = 8
+    """Frames per sample."""
+    sample_rate: int = 1
+    """Distance between neighbouring frames of a sample, in frames of the video."""
+    reference_margin: int = 30
+    """Least distance of the reference frame from the sample's frames, in frames of the video."""
+    num_padding_audio_frames: int = 2
+    """Frames of audio context on each side of a frame."""
+    flip_rate: float = 0.0
+    """Probability of mirroring a sample, 0 to 1."""
+    crop_ratio: tuple[float, float] = (0.9, 1.0)
+    """Range of the random crop's width to height; (1, 1) switches cropping off for square videos."""
+    lip_mask_scale: float = 2.0
+    """How much wider and higher than the lips the mask is."""
+    lip_loss_weight: float = 1.0
+    """Weight of the loss inside of the lip mask; 1 weighs all alike."""
+    kps_drop_rate: float = 0.0
+    """Probability that keypoint features are dropped, 0 to 1."""
+    reference_drop_rate: float = 0.0
+    """Probability that the reference is dropped, 0 to 1."""
+    drop_granularity: str = "frame"
+    """"frame" draws for every frame, "clip" for every sample."""
+    latent_cache_dir: str | None = None
+    """Folder of scripts/prepare_dataset/cache_latents.py; needs crop_ratio (1, 1)."""
+    num_workers: int = 2
+    """Processes that decode."""
+
+    def __post_init__(self):
+        _check_range("data.train_bs", self.train_bs, 1, 4096)
+        _check_range("data.num_frames", self.num_frames, 1, 1000)
+        _check_range("data.sample_rate", self.sample_rate, 1, 1000)
+        _check_range("data.reference_margin", self.reference_margin, 0, 1_000_000)
+        _check_range("data.lip_loss_weight", self.lip_loss_weight, 0, 1e6)
+        _check_range("data.lip_mask_scale", self.lip_mask_scale, 0.1, 100)
+        for name in ("flip_rate", "kps_drop_rate", "reference_drop_rate"):
+            _check_range(f"data.{name}", getattr(self, name), 0, 1)
+        for name in ("train_width", "train_height"):
+            if getattr(self, name) % 8 or getattr(self, name) < 16:
+                raise InputError(f"data.{name}={getattr(self, name)}: must be a multiple of 8, 16 or more")
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise InputError(f"data.crop_ratio={list(self.crop_ratio)}: must be two numbers, 0 < low <= high")
+        if self.drop_granularity not in ("frame", "clip"):
+            raise InputError(f"data.drop_granularity={self.drop_granularity}: allowed are frame and clip")
+
+
+def _check_range(key: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # a NaN fails this, too
+        raise InputError(f"{key}={value}: must be {low} to {high}")

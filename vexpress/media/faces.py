@@ -1,0 +1,254 @@
+"""Finding faces with insightface's models from a local folder, and following one face through a video."""
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vexpress.runtime import InputError
+
+logger = logging.getLogger(__name__)
+
+MODULES = ("detection", "landmark_2d_106", "recognition")
+SMALL_FACE_PX = 64
+SMALL_FACE_SHARE = 0.1  # of the longer side of the frame
+CROP_SCALE = 2.2  # side of a head-and-shoulders picture in sides of the face's box
+CROP_FACE_HEIGHT = 0.45  # where in the picture the middle of the face is, from the top
+MAX_CHANGE = 0.5  # see _change; from one frame to the next, more than this is another person
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in an image; coordinates in px of that image.
+
+    Attributes:
+        bbox: (4,) float32, x1 y1 x2 y2; may reach out of the image.
+        kps: (5 2) float32: left eye, right eye, nose, left and right corner of the mouth, as seen by the viewer.
+        det_score: the detector's confidence, 0..1.
+        landmark_2d_106: (106 2) float32, with that module.
+        embedding: (512,) float32, with the module "recognition".
+    """
+
+    bbox: np.ndarray
+    kps: np.ndarray
+    det_score: float
+    landmark_2d_106: np.ndarray | None = None
+    embedding: np.ndarray | None = None
+
+    @property
+    def v_kps(self) -> np.ndarray:
+        """(3 2): left eye, right eye, nose."""
+        return self.kps[:3]
+
+    @property
+    def size(self) -> np.ndarray:
+        """(2,): width and height of the box."""
+        return self.bbox[2:] - self.bbox[:2]
+
+    @property
+    def center(self) -> np.ndarray:
+        """(2,): middle of the box."""
+        return (self.bbox[2:] + self.bbox[:2]) / 2
+
+
+class FaceAnalyzer:
+    """insightface's face detector, and what else of its models is asked for.
+
+    Args:
+        model_dir: the folder `insightface_models` of the released layout: .onnx files in it, or in models/buffalo_l
+            below it.
+        device: where to run; anything but CUDA runs on the CPU.
+        modules: of MODULES.
+        det_size: width and height in px to which images are fitted for the detector.
+
+    Raises:
+        InputError: the folder or a model in it is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        device: torch.device | str = "cpu",
+        modules: tuple[str, ...] = ("detection",),
+        det_size: tuple[int, int] = (512, 512),
+    ):
+        model_dir = find_model_dir(model_dir)
+        wanted = {"detection", *modules}
+        device = torch.device(device)
+        providers = _providers(device)
+        found = ", ".join(sorted(path.name for path in model_dir.glob("*.onnx")))
+        with contextlib.redirect_stdout(io.StringIO()):  # insightface and onnxruntime print on loading
+            from insightface.app import FaceAnalysis  # takes a second
+
+            try:
+                self._analysis = FaceAnalysis(str(model_dir), allowed_modules=list(wanted), providers=providers)
+            except AssertionError as error:
+                raise InputError(f"--insightface_model_path {model_dir}: no face detector among {found}") from error
+            except Exception as error:  # onnxruntime and onnx raise types of their own for a damaged file
+                message = f"--insightface_model_path {model_dir}: cannot load {found} ({type(error).__name__})"
+                raise InputError(f"{message}; get them again with scripts/download_models.py") from error
+            self._analysis.prepare(ctx_id=0 if len(providers) > 1 else -1, det_size=det_size)
+        if missing := wanted - set(self._analysis.models):
+            raise InputError(f"--insightface_model_path {model_dir}: no model for {sorted(missing)} among {found}")
+        if device.type == "cuda" and "CUDAExecutionProvider" not in self.providers:
+            logger.warning(
+                "faces are detected on the CPU, since the onnxruntime in use has no working CUDA; to use the GPU: "
+                "pip install --force-reinstall --no-deps onnxruntime-gpu==%s",
+                _onnxruntime_gpu_version(),
+            )
+
+    @property
+    def providers(self) -> list[str]:
+        """The onnxruntime execution providers that are active, not those that were asked for."""
+        return self._analysis.det_model.session.get_providers()
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """Finds the faces in image (H W 3) uint8 RGB, the largest first."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # scikit-image's, at each recognition
+            found = self._analysis.get(np.ascontiguousarray(image[..., ::-1]))  # insightface reads BGR
+        faces = [
+            Face(face.bbox, face.kps, float(face.det_score), face.landmark_2d_106, face.embedding) for face in found
+        ]
+        return sorted(faces, key=lambda face: face.size.prod(), reverse=True)
+
+    def detect_main(self, image: np.ndarray, what: str) -> Face:
+        """Finds the largest face in image (H W 3) uint8 RGB.
+
+        Args:
+            image: to look at.
+            what: the image's flag and path, for messages.
+
+        Raises:
+            InputError: there is no face.
+        """
+        faces = self.detect(image)
+        if not faces:
+            raise InputError(f"{what}: no face was found; give a picture with one clear frontal face")
+        if len(faces) > 1:
+            logger.warning("%s: %d faces were found; the largest is used", what, len(faces))
+        longer_side = faces[0].size.max()
+        if longer_side < SMALL_FACE_PX or longer_side < SMALL_FACE_SHARE * max(image.shape[:2]):
+            logger.warning(
+                "%s: the face is only %.0f px large; crop the picture to head and shoulders", what, longer_side
+            )
+        return faces[0]
+
+
+def find_model_dir(model_dir: str | Path) -> Path:
+    """Returns the folder with the .onnx files: `model_dir` itself or models/buffalo_l below it.
+
+    Raises:
+        InputError: there are none.
+    """
+    for folder in (Path(model_dir), Path(model_dir) / "models" / "buffalo_l"):
+        if any(folder.glob("*.onnx")):
+            return folder
+    state = "has no .onnx files, nor has models/buffalo_l in it" if Path(model_dir).is_dir() else "is not a folder"
+    raise InputError(
+        f"--insightface_model_path {model_dir}: {state}; get the face models with scripts/download_models.py, or give "
+        "the folder that holds them"
+    )
+
+
+def _providers(device: torch.device) -> list:
+    """onnxruntime's execution providers for a device, of those that its build has."""
+    import onnxruntime
+
+    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        return [("CUDAExecutionProvider", {"device_id": device.index or 0}), "CPUExecutionProvider"]
+    return ["CPUExecutionProvider"]
+
+
+def _onnxruntime_gpu_version() -> str:
+    """The version of onnxruntime-gpu that is installed, or else the one that fits the build in use."""
+    import onnxruntime
+
+    try:
+        return importlib.metadata.version("onnxruntime-gpu")
+    except importlib.metadata.PackageNotFoundError:
+        return onnxruntime.__version__
+
+
+def head_and_shoulders_box(bbox: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
+    """Computes the square around a face that V-Express works best on.
+
+    Args:
+        bbox: (4,) x1 y1 x2 y2 of the face in px.
+        width: of the image in px, likewise height.
+
+    Returns:
+        x1 y1 x2 y2 in px, within the image: as large as 2.2 faces or the image's shorter side, the face a little above
+        the middle unless the image ends there.
+    """
+    x1, y1, x2, y2 = map(float, bbox)
+    side = max(1, round(min(CROP_SCALE * max(x2 - x1, y2 - y1), width, height)))
+    left = round((x1 + x2) / 2 - side / 2)
+    top = round((y1 + y2) / 2 - side * CROP_FACE_HEIGHT)
+    left, top = min(max(left, 0), width - side), min(max(top, 0), height - side)
+    return left, top, left + side, top + side
+
+
+def track_face(frames: Iterable[list[Face]], max_gap: int, what: str = "the video") -> tuple[np.ndarray, list[int]]:
+    """Follows one person through a video: the largest face of the first frame that has one.
+
+    Args:
+        frames: the faces of each frame, largest first; consumed one by one.
+        max_gap: so many frames in a row may lack the face; their keypoints are interpolated, or held at the ends.
+        what: the video's flag and path, for messages.
+
+    Returns:
+        kps (f 5 2) float32 px, and the indices of the frames that were filled.
+
+    Raises:
+        InputError: the face is missing for longer than `max_gap`; names the frames.
+    """
+    num_frames, last, found, others = 0, None, {}, []
+    for index, faces in enumerate(frames):
+        num_frames += 1
+        face = faces[0] if last is None and faces else _same_person(faces, last, others, is_fresh=index - 1 in found)
+        if face is not None:
+            last, found[index] = face, face.kps
+        others = [other for other in faces if other is not face]
+    if not found:
+        raise InputError(f"{what}: no face was found in any of {num_frames} frames")
+    filled = [index for index in range(num_frames) if index not in found]
+    gaps = np.split(filled, np.flatnonzero(np.diff(filled) > 1) + 1) if filled else []
+    too_long = [f"{gap[0]}-{gap[-1]}" for gap in gaps if len(gap) > max_gap]
+    if too_long:
+        raise InputError(
+            f"{what}: the face is missing in frames {', '.join(too_long)} of {num_frames}, more than --max_gap "
+            f"{max_gap} in a row; cut the video or raise --max_gap"
+        )
+    tracks = np.stack(list(found.values())).reshape(len(found), -1).T
+    kps = [np.interp(range(num_frames), list(found), track) for track in tracks]
+    return np.stack(kps, axis=1).reshape(num_frames, 5, 2).astype(np.float32), filled
+
+
+def _same_person(faces: list[Face], last: Face, others: list[Face], is_fresh: bool) -> Face | None:
+    """The face nearest to the `last` one, unless it belongs to one of the `others` of the previous frame.
+
+    Where the last one was seen in the previous frame (`is_fresh`), the others only take what is nearer to them. Where
+    it was lost, perhaps behind one of them, they take all that they can be.
+    """
+    mine = []
+    for face in faces:
+        change = _change(last, face)
+        limit = change if is_fresh else MAX_CHANGE
+        if change < MAX_CHANGE and all(_change(other, face) >= limit for other in others):
+            mine.append((change, face))
+    return min(mine, key=lambda pair: pair[0])[1] if mine else None
+
+
+def _change(before: Face, after: Face) -> float:
+    """How far a face moved, in sides of its box, plus how much its size changed (1 for a factor of e)."""
+    side = np.sqrt(before.size.prod())
+    moved = np.linalg.norm(after.center - before.center) / side
+    return float(moved + abs(np.log(np.sqrt(after.size.prod()) / side)))
