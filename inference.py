@@ -10,19 +10,20 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
-from vexpress.media.audio import load_audio
-from vexpress.media.images import load_image
-from vexpress.media.video import write_video
 
 from vexpress import runtime
 from vexpress.checkpoints import LAYOUT, ModelPaths
 from vexpress.diffusion import SCHEDULERS
+from vexpress.media.audio import load_audio
 from vexpress.media.faces import FaceAnalyzer, head_and_shoulders_box
+from vexpress.media.images import load_image
 from vexpress.media.keypoints import KPS_EXTEND, RETARGET_STRATEGIES, KpsSequence, fit_to_clip, load_kps, retarget
+from vexpress.media.video import write_video
 from vexpress.runtime import InputError
 
 logger = logging.getLogger("vexpress")
@@ -131,8 +132,6 @@ def prepare_portrait(args: Namespace, device: torch.device, insightface_dir: Pat
     needs_face = args.auto_crop or args.retarget_strategy != "no_retarget"
     face = None
     if needs_face:
-        import numpy as np
-
         analyzer = FaceAnalyzer(insightface_dir, device)
         face = analyzer.detect_main(np.asarray(image), f"--reference_image_path {args.reference_image_path}")
     box = (0, 0, image.width, image.height)
@@ -161,10 +160,10 @@ def prepare_kps(args: Namespace, sequence: KpsSequence | None, reference_kps: Te
     return retarget(driving, reference_kps, args.retarget_strategy).float()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Files -> tensors -> video file."""
     # 1. arguments and machine
-    args = build_parser().parse_args()
+    args = build_parser().parse_args(arguments)
     check_numbers(args)
     rank = join_processes(args)
     runtime.set_up_logging(logging.INFO if rank == 0 else logging.ERROR)
@@ -192,9 +191,7 @@ def main() -> None:
         pipeline.denoising_unet.compile(fullgraph=True)
     expected_rate = pipeline.audio_processor.sampling_rate
     if args.standard_audio_sampling_rate != expected_rate:
-        raise InputError(
-            f"--standard_audio_sampling_rate {args.standard_audio_sampling_rate}: the audio encoder takes {expected_rate}"
-        )
+        raise InputError(f"--standard_audio_sampling_rate {args.standard_audio_sampling_rate}: needs {expected_rate}")
 
     # 4. video
     logger.info("%d frames of %dx%d at %g fps on %s in %s", num_frames, *portrait.size, args.fps, device, dtype)

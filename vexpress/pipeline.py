@@ -22,6 +22,7 @@ from vexpress.diffusion import build_scheduler, scale_latents, unscale_latents, 
 from vexpress.media.keypoints import draw_v_kps
 from vexpress.media.video import stream_median_filter
 from vexpress.models import AudioProjection, Conditions, DenoisingUNet, ReferenceNet, VKpsGuider
+from vexpress.runtime import InputError
 from vexpress.sampling import context_windows, guided, own_windows, sample
 
 FRAMES_PER_BATCH = 8  # keypoint images encoded, and latents decoded, at once
@@ -234,19 +235,24 @@ class VExpressPipeline(DiffusionPipeline):
             callback: called with step, timestep and latents after each step; may return other latents.
 
         Raises:
-            ValueError: an argument is out of range, or inputs do not fit each other.
+            InputError: an argument is out of range, or inputs do not fit each other.
         """
         # 1. check what was given
         device = torch.device(device or self.device)
         num_frames = len(kps_sequence)
         height, width = height or reference_image.height, width or reference_image.width
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type {output_type!r}: allowed are {', '.join(OUTPUT_TYPES)}")
+            raise InputError(f"output_type {output_type!r}: allowed are {', '.join(OUTPUT_TYPES)}")
         if height % self.downsampling or width % self.downsampling:
-            raise ValueError(f"size {width}x{height}: width and height must be multiples of {self.downsampling}")
+            raise InputError(f"size {width}x{height}: width and height must be multiples of {self.downsampling}")
         if not 1 <= num_inference_steps <= self.scheduler.config.num_train_timesteps:
-            raise ValueError(f"num_inference_steps {num_inference_steps}: must be 1 to 1000")
+            raise InputError(f"num_inference_steps {num_inference_steps}: must be 1 to 1000")
         windows = context_windows(num_frames, context_frames, context_overlap)
+        if len(windows[0]) > self.denoising_unet.config.motion_max_seq_length:
+            raise InputError(
+                f"context_frames {context_frames}: this model's motion modules take windows of up to "
+                f"{self.denoising_unet.config.motion_max_seq_length} frames"
+            )
         working = partial(_working, device, save_gpu_memory)
 
         # 2. inputs to tokens and features, each once

@@ -118,27 +118,24 @@ def open_stream(
     Raises:
         InputError: no such file, not readable, not a media file, or no such stream that can be decoded.
     """
+    advice = f"give a file with {kind} in {flag}"
     try:
         status = os.stat(path)
     except OSError as error:
-        raise InputError(f"{flag} {path}: cannot be read ({error.strerror}); give a file with {kind} in {flag}") from error
+        raise InputError(f"{flag} {path}: cannot be read ({error.strerror}); {advice}") from error
     if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{flag} {path}: is a folder; give a file with {kind} in {flag}")
+        raise InputError(f"{flag} {path}: is a folder; {advice}")
     if stat.S_ISREG(status.st_mode) and status.st_size == 0:
-        raise InputError(f"{flag} {path}: the file is empty (0 bytes); give a file with {kind} in {flag}")
+        raise InputError(f"{flag} {path}: the file is empty (0 bytes); {advice}")
     try:
         # "file:" stops names such as a:b.mp3 from being a protocol; tags in other encodings must not stop the reading.
         container = av.open(f"file:{os.fspath(path)}", metadata_errors="replace")
     except av.error.FFmpegError as error:
-        raise InputError(
-            f"{flag} {path}: FFmpeg cannot read it ({error.strerror}); give a file with {kind} in {flag}"
-        ) from error
+        raise InputError(f"{flag} {path}: FFmpeg cannot read it ({error.strerror}); {advice}") from error
     with container:
         streams = [stream for stream in media_streams(container) if stream.type == kind]
         if not streams:
-            raise InputError(
-                f"{flag} {path}: has no {kind} that FFmpeg can decode, or is cut off; give a file with {kind} in {flag}"
-            )
+            raise InputError(f"{flag} {path}: has no {kind} that FFmpeg can decode, or is cut off; {advice}")
         yield container, streams[0]
 
 

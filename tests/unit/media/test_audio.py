@@ -1,0 +1,312 @@
+import logging
+import os
+import re
+import shutil
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from vexpress.media.audio import MAX_DRIFT_SECONDS, Audio, load_audio
+from vexpress.runtime import InputError
+
+SAMPLES = Path(__file__).parents[4] / "shared" / "samples"
+ODD_NAMES = (
+    "-weird 'na\"me [1] %d ünï.mp3",
+    "a:b.mp3",
+    "http:x.mp3",
+    "%03d.mp3",
+    "pipe:0",
+    "concat:a.mp3|b.mp3",
+    "back\\slash.mp3",
+    "no_suffix",
+    "wrong_suffix.png",
+    "two\nlines.mp3",
+    b"not_utf8_\xff.mp3".decode(errors="surrogateescape"),
+)
+CLICK_SECONDS = 0.4
+
+
+def click(rate: int = 44100, num_channels: int = 1, seconds: float = 1.0) -> np.ndarray:
+    """(c n) silence with a short decaying tone at CLICK_SECONDS."""
+    time = np.arange(round(seconds * rate)) / rate - CLICK_SECONDS
+    tone = 0.8 * np.exp(-time.clip(0) / 0.003) * np.sin(2 * np.pi * 1000 * time) * (time >= 0)
+    return np.tile(tone.astype(np.float32), (num_channels, 1))
+
+
+def click_found_at(audio: Audio) -> float:
+    return np.argmax(np.abs(audio.samples[0]) > 0.2) / audio.sampling_rate_hz
+
+
+def encode(stream: av.AudioStream, samples: np.ndarray, start: int = 0) -> list[av.Packet]:
+    layout = {1: "mono", 2: "stereo"}[len(samples)]
+    packets = []
+    for begin in range(0, samples.shape[1], 1024):
+        block = np.ascontiguousarray(samples[:, begin : begin + 1024])
+        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = stream.rate, start + begin, Fraction(1, stream.rate)
+        packets += stream.encode(frame)
+    return packets + stream.encode(None)
+
+
+def write_sound(path: Path, codec: str, samples: np.ndarray, rate: int = 44100) -> Path:
+    with av.open(f"file:{path}", "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout={1: "mono", 2: "stereo"}[len(samples)])
+        container.mux(encode(stream, samples))
+    return path
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int, more_chunks: bytes = b"") -> Path:
+    """(n c) samples of any dtype, byte for byte."""
+    width = samples.dtype.itemsize
+    code = 3 if samples.dtype.kind == "f" else 1
+    num_channels = samples.shape[1]
+    fields = struct.pack(
+        "<HHIIHH", code, num_channels, rate, rate * num_channels * width, num_channels * width, width * 8
+    )
+    data = samples.tobytes()
+    body = b"WAVEfmt " + struct.pack("<I", 16) + fields + b"data" + struct.pack("<I", len(data)) + data + more_chunks
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mp3(tmp_path_factory) -> Path:
+    return write_sound(tmp_path_factory.mktemp("mp3") / "click.mp3", "libmp3lame", click())
+
+
+# Formats --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "codec", "rate", "num_channels"),
+    [
+        ("a.mp3", "libmp3lame", 44100, 2),
+        ("a.mp3", "libmp3lame", 16000, 1),
+        ("a.m4a", "aac", 44100, 2),
+        ("a.mp4", "aac", 48000, 1),
+        ("a.mov", "alac", 44100, 1),
+        ("a.ogg", "libopus", 48000, 2),
+        ("a.webm", "libopus", 48000, 1),
+        ("a.flac", "flac", 96000, 2),
+        ("a.ogg", "flac", 22050, 1),
+        ("a.wav", "pcm_u8", 8000, 1),
+        ("a.wav", "pcm_s16le", 11025, 2),
+        ("a.wav", "pcm_s24le", 48000, 2),
+        ("a.wav", "pcm_s32le", 44100, 1),
+        ("a.wav", "pcm_f32le", 44100, 2),
+        ("a.wav", "pcm_f64le", 44100, 1),
+    ],
+)
+def test_duration_and_position_are_right_in_every_format(tmp_path, name, codec, rate, num_channels):
+    audio = load_audio(write_sound(tmp_path / name, codec, click(rate, num_channels), rate))
+    assert audio.sampling_rate_hz == rate
+    assert audio.samples.dtype == np.float32
+    assert audio.samples.shape == (num_channels, rate)
+    assert audio.duration_seconds == 1.0
+    assert click_found_at(audio) == pytest.approx(CLICK_SECONDS, abs=0.002)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+def test_every_sample_type_spans_minus_one_to_one(tmp_path, dtype):
+    scale, zero = {"u": (128, 128), "i": (-float(np.iinfo(np.int16).min), 0), "f": (1, 0)}[np.dtype(dtype).kind]
+    scale = 2.0**31 if dtype == np.int32 else scale
+    wanted = np.array([-1.0, -0.5, 0.0, 0.25, 0.5], np.float32)
+    audio = load_audio(write_wav(tmp_path / "a.wav", (wanted * scale + zero).astype(dtype)[:, None], 16000))
+    np.testing.assert_array_equal(audio.samples, wanted[None])
+
+
+@pytest.mark.parametrize("num_channels", [3, 6, 10])
+def test_channels_stay_apart_and_mono_is_their_mean(tmp_path, num_channels):
+    levels = np.arange(num_channels, dtype=np.int16) * 1000
+    audio = load_audio(write_wav(tmp_path / "a.wav", np.tile(levels, (1600, 1)), 16000))
+    np.testing.assert_array_equal(audio.samples[:, 700] * 2**15, levels)
+    mono = audio.resampled_mono(16000)
+    assert (mono.shape, mono.dtype) == ((1600,), torch.float32)
+    assert mono[700].item() * 2**15 == pytest.approx(levels.mean(), abs=1e-3)
+
+
+def test_channels_and_rate_may_change_in_mid_file(tmp_path):
+    parts = [
+        write_sound(tmp_path / "1.mp3", "libmp3lame", click(44100)),
+        write_sound(tmp_path / "2.mp3", "libmp3lame", click(44100, num_channels=2)),
+        write_sound(tmp_path / "3.mp3", "libmp3lame", click(16000), 16000),
+    ]
+    path = tmp_path / "joined.mp3"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    audio = load_audio(path)
+    assert (len(audio.samples), audio.sampling_rate_hz) == (1, 44100)
+    assert audio.duration_seconds == pytest.approx(3, abs=0.25)  # the joints keep their encoder delay
+    loud = np.flatnonzero(np.abs(audio.samples[0]) > 0.2) / 44100
+    assert loud.max() == pytest.approx(2 + CLICK_SECONDS, abs=0.25)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_are_taken_as_they_are(tmp_path, monkeypatch, mp3, name):
+    shutil.copy(mp3, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert load_audio(name).duration_seconds == 1.0
+    assert load_audio(tmp_path / name).duration_seconds == 1.0
+
+
+def test_tags_in_another_encoding_do_not_stop_the_reading(tmp_path):
+    title = b"INFOINAM" + struct.pack("<I", 4) + b"caf\xe9"
+    chunk = b"LIST" + struct.pack("<I", len(title)) + title
+    path = write_wav(tmp_path / "a.wav", np.zeros((1600, 1), np.int16), 16000, more_chunks=chunk)
+    assert load_audio(path).duration_seconds == 0.1
+
+
+def test_a_cover_picture_does_not_shift_the_sound(tmp_path, mp3):
+    path = tmp_path / "cover.mp3"
+    with av.open(str(mp3)) as source, av.open(str(path), "w") as container:
+        sound = container.add_stream_from_template(source.streams.audio[0])
+        picture = container.add_stream("mjpeg", rate=1)
+        picture.width, picture.height, picture.pix_fmt = 16, 16, "yuvj420p"
+        picture.disposition = av.stream.Disposition.attached_pic
+        container.start_encoding()
+        frame = av.VideoFrame(16, 16, "yuvj420p")
+        frame.pts = 0
+        container.mux(picture.encode(frame) + picture.encode(None))
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = sound
+                container.mux(packet)
+    np.testing.assert_array_equal(load_audio(path).samples, load_audio(mp3).samples)
+
+
+# Start in the file ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "libopus"), ("a.mov", "pcm_s16le")])
+def test_sound_that_starts_after_the_picture_is_padded_with_silence(tmp_path, name, codec):
+    path, rate, offset_seconds = tmp_path / name, 48000, 0.5
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        sound = container.add_stream(codec, rate=rate, layout="mono")
+        for index in range(50):
+            frame = av.VideoFrame(32, 32, "yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        container.mux(encode(sound, click(rate), start=round(offset_seconds * rate)))
+    audio = load_audio(path)
+    assert click_found_at(audio) == pytest.approx(offset_seconds + CLICK_SECONDS, abs=0.003)
+    assert audio.duration_seconds == pytest.approx(offset_seconds + 1, abs=0.01)
+    assert not audio.samples[0, : round(0.4 * rate)].any()
+
+
+# Resampling -----------------------------------------------------------------------------------------------------------
+def test_resampling_keeps_speech_and_lets_no_alias_through():
+    rate = 44100
+    time = np.arange(rate) / rate
+    tone = Audio(np.sin(2 * np.pi * 1000 * time, dtype=np.float64).astype(np.float32)[None], rate).resampled_mono()
+    assert tone.shape == (16000,)
+    expected = torch.sin(2 * torch.pi * 1000 * torch.arange(16000) / 16000)
+    assert (tone - expected)[500:-500].abs().max() < 1e-3
+    above = Audio(np.sin(2 * np.pi * 8500 * time).astype(np.float32)[None], rate).resampled_mono()
+    assert above[500:-500].abs().max() < 1e-4
+
+
+def test_resampling_to_the_same_rate_changes_nothing():
+    samples = np.random.default_rng(0).uniform(-1, 1, (1, 999)).astype(np.float32)
+    np.testing.assert_array_equal(Audio(samples, 16000).resampled_mono(16000).numpy(), samples[0])
+
+
+# What cannot be used --------------------------------------------------------------------------------------------------
+def unusable_files(folder: Path) -> dict[str, Path]:
+    (folder / "empty.mp3").touch()
+    (folder / "text.txt").write_text("hello world\n" * 200)
+    (folder / "text.mp3").write_text("hello world\n" * 10000)
+    (folder / "bytes.wav").write_bytes(np.random.default_rng(0).bytes(5000))
+    silent_film = folder / "silent.mp4"
+    with av.open(str(silent_film), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        frame = av.VideoFrame(32, 32, "yuv420p")
+        frame.pts = 0
+        container.mux(video.encode(frame) + video.encode(None))
+    cut_off = write_sound(folder / "cut_off.m4a", "aac", click())
+    cut_off.write_bytes(cut_off.read_bytes()[:1000])
+    return {
+        "No such file": folder / "missing.mp3",
+        "is a folder": folder,
+        "empty (0 bytes)": folder / "empty.mp3",
+        "has no audio": folder / "text.txt",
+        "no sound can be decoded": folder / "text.mp3",
+        "FFmpeg cannot read it": folder / "bytes.wav",
+        "has no audio that": silent_film,
+        "or is cut off": cut_off,
+        "no sound can be": write_wav(folder / "nothing.wav", np.zeros((0, 1), np.int16), 16000),
+        "NaN": write_wav(folder / "nan.wav", np.array([[0.0], [np.nan]], np.float32), 16000),
+        "infinite": write_wav(folder / "inf.wav", np.array([[0.0], [np.inf]], np.float32), 16000),
+        "Permission denied": folder / "secret.mp3",
+    }
+
+
+def test_each_unusable_file_is_one_clear_line(tmp_path, mp3):
+    for reason, path in unusable_files(tmp_path).items():
+        if reason == "Permission denied":
+            shutil.copy(mp3, path)
+            path.chmod(0)
+            if os.access(path, os.R_OK):  # root reads everything
+                continue
+        with pytest.raises(InputError) as raised:
+            load_audio(path, flag="--sound")
+        message = str(raised.value)
+        assert message.startswith(f"--sound {path}: ")
+        assert reason in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("damage", ["cut", "junk"])
+def test_what_is_left_of_a_damaged_file_is_read_with_a_warning(tmp_path, caplog, damage):
+    path = write_sound(tmp_path / "a.mp3", "libmp3lame", np.tile(click(), 4))
+    whole = load_audio(path)
+    assert not caplog.records
+    data = path.read_bytes()
+    tail = np.random.default_rng(0).bytes(len(data) // 2) if damage == "junk" else b""
+    path.write_bytes(data[: len(data) // 2] + tail)
+    with caplog.at_level(logging.WARNING):
+        audio = load_audio(path)
+    assert 1.5 < audio.duration_seconds < 2.5
+    num_samples = round(1.5 * 44100)
+    np.testing.assert_array_equal(audio.samples[:, :num_samples], whole.samples[:, :num_samples])
+    [record] = caplog.records
+    assert str(path) in record.getMessage()
+    seconds = float(re.search(r"([\d.]+) s of audio could be read", record.getMessage())[1])
+    assert seconds == pytest.approx(audio.duration_seconds, abs=0.02)
+
+
+def test_sound_after_a_hole_stays_in_its_place(tmp_path, caplog):
+    noise = np.random.default_rng(0).uniform(-0.05, 0.05, (1, 4 * 44100)).astype(np.float32)
+    path = write_sound(tmp_path / "a.mp4", "aac", np.tile(click(), 4) + noise)
+    data = bytearray(path.read_bytes())
+    middle = data.find(b"mdat") + (data.find(b"moov") - data.find(b"mdat")) // 2
+    data[middle : middle + 6000] = bytes(6000)
+    path.write_bytes(data)
+    audio = load_audio(path)
+    assert audio.duration_seconds == pytest.approx(4, abs=MAX_DRIFT_SECONDS)
+    last = np.abs(audio.samples[0, 3 * 44100 :]) > 0.2
+    assert np.argmax(last) / 44100 == pytest.approx(CLICK_SECONDS, abs=MAX_DRIFT_SECONDS)
+    assert (audio.samples == 0).sum() > 0.2 * 44100
+    assert "damaged" in caplog.text
+
+
+# Real clips -----------------------------------------------------------------------------------------------------------
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"the sample clips are not in {SAMPLES}")
+@pytest.mark.parametrize(
+    ("name", "rate", "num_channels", "seconds"),
+    [
+        ("clip_a/aud.mp3", 16000, 1, 4.416),
+        ("clip_a/gt.mp4", 16000, 1, 4.353),
+        ("clip_c/aud.mp3", 44100, 2, 4.574),
+        ("clip_c/long_31s.mp3", 24000, 1, 31.115),
+        ("training_clip/clip.mp4", 16000, 1, 2.048),
+    ],
+)
+def test_real_clips(caplog, name, rate, num_channels, seconds):
+    audio = load_audio(SAMPLES / name)
+    assert (audio.sampling_rate_hz, len(audio.samples)) == (rate, num_channels)
+    assert audio.duration_seconds == pytest.approx(seconds, abs=1e-3)
+    assert not caplog.records
