@@ -11,6 +11,7 @@ The released guider and audio projection have no configuration file; ours have o
 
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -56,6 +57,7 @@ IGNORED_KEYS = {
 """Network -> prefix of keys in released files that we do not have -> why."""
 
 BYTES_PER_MAPPING = 2**29
+OLD_AUDIO_ATTENTION = re.compile(r"attn2\.processor\.to_(q|k|v|out)_aud\.(0\.)?")
 MOTION_KEY = "motion_modules."  # in the names of parameters that belong into motion_module.*
 
 
@@ -74,28 +76,32 @@ class ModelPaths:
     motion_module_path: Path
 
     @classmethod
-    def from_model_dir(cls, model_dir: str | PathLike, **overrides: str | None) -> "ModelPaths":
+    def from_model_dir(
+        cls, model_dir: str | PathLike, networks_only: bool = False, **overrides: str | None
+    ) -> "ModelPaths":
         """Finds the parts in a folder of the released layout.
 
         Args:
             model_dir: the folder; need not exist when all parts are overridden.
+            networks_only: image autoencoder and audio encoder may be missing.
             overrides: field name -> path; None means not overridden.
 
         Raises:
             InputError: a part that is needed for loading networks is not there.
         """
-        paths = {name: cls._find(Path(model_dir), name, overrides.get(name)) for name in LAYOUT}
+        optional = {*OPTIONAL, *(("vae_path", "audio_encoder_path") if networks_only else ())}
+        paths = {name: cls._find(Path(model_dir), name, overrides.get(name), name in optional) for name in LAYOUT}
         return cls(**paths)
 
     @staticmethod
-    def _find(model_dir: Path, name: str, override: str | None) -> Path:
+    def _find(model_dir: Path, name: str, override: str | None, optional: bool) -> Path:
         path = Path(override) if override else model_dir / LAYOUT[name]
         has_suffix = override or not LAYOUT[name].startswith("v-express/")
         candidates = [path] if has_suffix else [path.with_name(path.name + suffix) for suffix in SUFFIXES]
         for candidate in candidates:
             if candidate.exists():
                 return candidate
-        if not override and name in OPTIONAL:
+        if not override and optional:
             return path
         looked = " or ".join(map(str, candidates))
         raise InputError(
@@ -121,9 +127,10 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
         raise InputError(f"weights file {path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        mmap = _is_zip(path)  # the format before PyTorch 1.6 cannot be mapped
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            weights = safetensors.torch.load_file(path)
+        else:
+            mmap = _is_zip(path)  # the format before PyTorch 1.6 cannot be mapped
+            weights = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise InputError(f"weights file {path}: refused, holds more than tensors ({_first_line(error)})") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -132,7 +139,24 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
         weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(f"weights file {path}: does not hold a dictionary of tensors")
-    return weights
+    return rename_old_audio_attention(weights)
+
+
+def rename_old_audio_attention(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Brings the older form of audio attention to its present names.
+
+    attn2.processor.to_{q,k,v,out}_aud.* -> attn2.to_{q,k,v,out.0}.*, in place of text attention under these names.
+    """
+
+    def rename(match: re.Match) -> str:
+        return "attn2.to_out.0." if match[1] == "out" else f"attn2.to_{match[1]}."
+
+    renamed = {OLD_AUDIO_ATTENTION.sub(rename, name): tensor for name, tensor in weights.items()}
+    return renamed | {
+        OLD_AUDIO_ATTENTION.sub(rename, name): tensor
+        for name, tensor in weights.items()
+        if OLD_AUDIO_ATTENTION.search(name)
+    }
 
 
 def _first_line(error: Exception) -> str:
@@ -273,36 +297,47 @@ def load_networks(
             files.insert(0, paths.motion_module_path)
         load_weights(network, files, dtype, device, IGNORED_KEYS.get(name, {}))
     if test_stage == "stage_1":
-        networks["denoising_unet"].silence_audio_and_motion()
+        networks["denoising_unet"].silence_audio()
+        networks["denoising_unet"].silence_motion()
     return networks
 
 
 def load_vae(
-    paths: ModelPaths, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: str | PathLike,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    flag: str = "--vae_path",
 ) -> AutoencoderKL:
     """Loads the image autoencoder.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded; `flag` is named.
     """
-    return _load_pretrained(AutoencoderKL, paths.vae_path, "--vae_path", torch_dtype=dtype).to(device)
+    return load_pretrained(AutoencoderKL, folder, flag, torch_dtype=dtype).to(device)
 
 
 def load_audio_encoder(
-    paths: ModelPaths, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    folder: str | PathLike,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    flag: str = "--audio_encoder_path",
 ) -> tuple[Wav2Vec2Model, Wav2Vec2FeatureExtractor]:
     """Loads the audio encoder and its feature extractor.
 
     Raises:
-        InputError: one of them cannot be loaded.
+        InputError: one of them cannot be loaded; `flag` is named.
     """
-    path, flag = paths.audio_encoder_path, "--audio_encoder_path"
-    encoder = _load_pretrained(Wav2Vec2Model, path, flag, dtype=dtype, attn_implementation="sdpa").eval().to(device)
-    return encoder, _load_pretrained(Wav2Vec2FeatureExtractor, path, flag)
+    encoder = load_pretrained(Wav2Vec2Model, folder, flag, dtype=dtype, attn_implementation="sdpa").eval().to(device)
+    return encoder, load_pretrained(Wav2Vec2FeatureExtractor, folder, flag)
 
 
-def _load_pretrained(library_class: type, folder: Path, flag: str, **options):
-    if not folder.is_dir():  # the libraries take a missing folder for the name of a model on a hub
+def load_pretrained(library_class: type, folder: str | PathLike, flag: str, **options):
+    """Loads a part with its library's `from_pretrained`, from a folder on this machine only.
+
+    Raises:
+        InputError: no such folder, or nothing in it that the class can load.
+    """
+    if not Path(folder).is_dir():  # the libraries take a missing folder for the name of a model on a hub
         raise InputError(f"{flag} {folder}: no such folder")
     try:
         return library_class.from_pretrained(folder, local_files_only=True, **options)
@@ -321,6 +356,7 @@ def save_networks(
     audio_projection: AudioProjection,
     dtype: torch.dtype | None = None,
     suffix: str = ".safetensors",
+    weights: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Writes the five released files and the configuration files into a folder of the released layout.
 
@@ -329,25 +365,28 @@ def save_networks(
         reference_net, denoising_unet, v_kps_guider, audio_projection: on any device.
         dtype: of floating-point weights in the files; None keeps it.
         suffix: ".safetensors" or ".bin".
+        weights: network's name -> state dict to write in place of the network's own, which may be sharded.
     """
     folder = Path(folder)
-    unet = denoising_unet.state_dict()
-    parts = {
-        "reference_net": reference_net.state_dict(),
-        "denoising_unet": {name: tensor for name, tensor in unet.items() if MOTION_KEY not in name},
-        "motion_module": {name: tensor for name, tensor in unet.items() if MOTION_KEY in name},
-        "v_kps_guider": v_kps_guider.state_dict(),
-        "audio_projection": audio_projection.state_dict(),
+    networks = {
+        "reference_net": reference_net,
+        "denoising_unet": denoising_unet,
+        "v_kps_guider": v_kps_guider,
+        "audio_projection": audio_projection,
     }
-    for name, weights in parts.items():
+    parts = dict(weights) if weights else {name: network.state_dict() for name, network in networks.items()}
+    unet = parts["denoising_unet"]
+    parts["denoising_unet"] = {name: tensor for name, tensor in unet.items() if MOTION_KEY not in name}
+    parts["motion_module"] = {name: tensor for name, tensor in unet.items() if MOTION_KEY in name}
+    for name, part in parts.items():
         path = folder / (LAYOUT[f"{name}_path"] + suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
-        weights = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in weights.items()}
+        part = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in part.items()}
         with replacing(path) as temporary:
             if suffix == ".safetensors":
-                safetensors.torch.save_file(weights, temporary, metadata={"format": "pt"})
+                safetensors.torch.save_file(part, temporary, metadata={"format": "pt"})
             else:
-                torch.save(weights, temporary)
+                torch.save(part, temporary)
     configs = {
         folder / LAYOUT["unet_config_path"]: denoising_unet,
         folder / f"{LAYOUT['v_kps_guider_path']}.json": v_kps_guider,

@@ -33,15 +33,21 @@ SCHEDULERS = {
 }
 
 
-def build_scheduler(name: str = "ddim") -> SchedulerMixin:
+def build_scheduler(name: str = "ddim", enable_zero_snr: bool = True) -> SchedulerMixin:
     """Builds one of `SCHEDULERS` on the released noise schedule.
+
+    Args:
+        name: of the sampler.
+        enable_zero_snr: the last timestep is pure noise; False for networks trained without that.
 
     Raises:
         ValueError: unknown name.
     """
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler {name!r}: allowed are {', '.join(SCHEDULERS)}")
-    return SCHEDULERS[name].from_config(DDIMScheduler(**SCHEDULER_CONFIG).config)
+    return SCHEDULERS[name].from_config(
+        DDIMScheduler(**{**SCHEDULER_CONFIG, "rescale_betas_zero_snr": enable_zero_snr}).config
+    )
 
 
 def vae_downsampling(vae: AutoencoderKL) -> int:
@@ -69,3 +75,39 @@ def unscale_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """The inverse of `scale_latents`."""
     shift, factor = _latent_statistics(vae, latents)
     return latents / factor + shift
+
+
+def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:
+    """Loss weight of each timestep, in (0, 1]: min(SNR + 1, gamma) / (SNR + 1).
+
+    Args:
+        alphas_cumprod: (T,), the noise schedule.
+        timesteps: (b,) int64.
+        gamma: 1 and up; 5 as released.
+
+    Source: Min-SNR, arXiv 2303.09556, with SNR + 1 in place of SNR for v-prediction, as released.
+    """
+    inverse = 1 - alphas_cumprod[timesteps]  # SNR + 1 = 1 / (1 - alpha), without an infinity or a division by zero
+    return (gamma * inverse).clamp(max=1.0)
+
+
+def weighted_loss(
+    prediction: Tensor, target: Tensor, timestep_weights: Tensor, lip_masks: Tensor, lip_loss_weight: float
+) -> Tensor:
+    """Mean squared error that counts more on the mouth and less at easy timesteps.
+
+    Args:
+        prediction: (b c f h w).
+        target: (b c f h w).
+        timestep_weights: (b,).
+        lip_masks: (b 1 f h w), 1 on the mouth, 0 elsewhere.
+        lip_loss_weight: weight on the mouth; elsewhere it is 1.
+
+    Returns:
+        Scalar; the mean is over all elements, so a higher weight raises the loss, as released.
+
+    Source: paper section 3.3.
+    """
+    squared_error = (prediction.float() - target.float()).square()
+    weights = 1 + (lip_loss_weight - 1) * lip_masks
+    return (squared_error * weights * timestep_weights.reshape(-1, 1, 1, 1, 1)).mean()

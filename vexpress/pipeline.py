@@ -176,9 +176,9 @@ class VExpressPipeline(DiffusionPipeline):
         Raises:
             InputError: a file is missing or does not fit.
         """
-        encoder, processor = load_audio_encoder(paths, dtype, device)
+        encoder, processor = load_audio_encoder(paths.audio_encoder_path, dtype, device)
         return cls(
-            vae=load_vae(paths, dtype, device),
+            vae=load_vae(paths.vae_path, dtype, device),
             **load_networks(paths, dtype, device, test_stage),
             audio_encoder=encoder,
             audio_processor=processor,

@@ -87,7 +87,7 @@ def resolve_dtype(name: str) -> torch.dtype:
 def set_up_logging(level: int = logging.INFO) -> None:
     """Sends log lines to stderr, and quiets the libraries that talk a lot."""
     logging.basicConfig(level=level, stream=sys.stderr, format="%(levelname)s: %(message)s", force=True)
-    for name in ("libav", "diffusers", "transformers", "httpx", "httpx2", "numba", "urllib3"):
+    for name in ("libav", "accelerate", "diffusers", "transformers", "httpx", "httpx2", "numba", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -185,9 +185,12 @@ def test_broken_library_folders_are_one_line(model_dir):
     paths = ModelPaths.from_model_dir(model_dir)
     (paths.vae_path / "config.json").write_text("{")
     (paths.audio_encoder_path / "model.safetensors").write_bytes(b"123")
-    for load, flag in ((load_vae, "--vae_path"), (load_audio_encoder, "--audio_encoder_path")):
+    for load, folder, flag in (
+        (load_vae, paths.vae_path, "--vae_path"),
+        (load_audio_encoder, paths.audio_encoder_path, "--audio_encoder_path"),
+    ):
         with pytest.raises(InputError, match=flag) as caught:
-            load(paths)
+            load(folder)
         assert "\n" not in str(caught.value)
 
 

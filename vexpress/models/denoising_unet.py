@@ -143,13 +143,13 @@ class DenoisingUNet(ModelMixin, ConfigMixin):
         """All spatial transformer blocks; each knows its path."""
         return [module for module in self.modules() if isinstance(module, TransformerBlock)]
 
-    def silence_audio_and_motion(self) -> None:
-        """Zeroes what audio attention and motion modules add, as before training stage 2."""
-        outputs = [block.attn2.to_out[0] for block in self.transformer_blocks()]
-        outputs += [module.proj_out for module in self.modules() if isinstance(module, TemporalTransformer)]
-        for output in outputs:
-            nn.init.zeros_(output.weight)
-            nn.init.zeros_(output.bias)
+    def silence_audio(self) -> None:
+        """Zeroes what audio attention adds."""
+        _zero([block.attn2.to_out[0] for block in self.transformer_blocks()])
+
+    def silence_motion(self) -> None:
+        """Zeroes what motion modules add."""
+        _zero([module.proj_out for module in self.modules() if isinstance(module, TemporalTransformer)])
 
     def prepare_conditions(
         self,
@@ -246,3 +246,9 @@ class DenoisingUNet(ModelMixin, ConfigMixin):
 def _per_frame(keep: Tensor | None) -> Tensor | None:
     """(b f) -> one entry per folded frame."""
     return None if keep is None else keep.flatten()
+
+
+def _zero(layers: list[nn.Linear]) -> None:
+    for layer in layers:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)

@@ -69,7 +69,8 @@ def test_a_masked_condition_equals_a_dropped_one(unet, inputs, name):
 def test_masks_are_per_frame(inputs):
     """Without motion a frame's mask changes that frame and no other."""
     unet = tiny.denoising_unet()
-    unet.silence_audio_and_motion()
+    unet.silence_audio()
+    unet.silence_motion()
     kept = unet(**inputs)
     masked = unet(**inputs, reference_keep=torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]))
     changed = (masked - kept).abs().amax(dim=(1, 3, 4)) > 1e-4
@@ -90,14 +91,16 @@ def test_silent_motion_makes_frames_independent_and_motion_mixes_them(unet, inpu
         return bool(difference[:, :, 0].abs().max() > 1e-4)
 
     silent = tiny.denoising_unet()
-    silent.silence_audio_and_motion()
+    silent.silence_audio()
+    silent.silence_motion()
     assert first_frame_depends_on_last(unet)
     assert not first_frame_depends_on_last(silent)
 
 
 def test_silenced_audio_attention_ignores_audio(inputs):
     silent = tiny.denoising_unet()
-    silent.silence_audio_and_motion()
+    silent.silence_audio()
+    silent.silence_motion()
     assert torch.equal(silent(**inputs), silent(**{**inputs, "audio_tokens": -inputs["audio_tokens"]}))
 
 

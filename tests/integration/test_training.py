@@ -1,0 +1,410 @@
+"""The trainer on small clips and networks: what it computes, and that cutting it off anywhere does no harm."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from omegaconf import OmegaConf
+
+import inference
+import train
+from tests import tiny
+from tests.clips import write_dataset
+from vexpress.checkpoints import ModelPaths, load_networks
+from vexpress.config import load_config
+from vexpress.runtime import InputError, run_program
+from vexpress.training.draws import draw
+from vexpress.training.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+SAMPLES_DIR = tiny.SHARED_DIR / "samples"
+LIKE_SGD = ("solver.adam_epsilon=1", "solver.learning_rate=1")
+"""Updates in proportion to gradients; Adam's own first steps follow their sign, however small they are."""
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return tiny.write_model_dir(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def meta_path(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), num_clips=3)
+
+
+@pytest.fixture
+def config_path(tmp_path, model_dir, meta_path):
+    """Stage 3 from the tiny model: 2 samples of 2 frames, 2 updates."""
+    settings = {
+        "train_stage": "stage_3",
+        "output_dir": str(tmp_path / "run"),
+        "vae_model_path": str(model_dir / "sd-vae-ft-mse"),
+        "audio_model_path": str(model_dir / "wav2vec2-base-960h"),
+        "checkpointing_steps": 2,
+        "log_steps": 1,
+        "tracker": None,
+        "init": {"source": "stage", "path": str(model_dir)},
+        "data": {
+            "meta_paths": [str(meta_path)],
+            "train_width": 64,
+            "train_height": 64,
+            "train_bs": 2,
+            "num_frames": 2,
+            "lip_loss_weight": 100.0,
+            "kps_drop_rate": 0.5,
+            "reference_drop_rate": 0.2,
+            "flip_rate": 0.5,
+            "num_workers": 0,
+        },
+        "solver": {"max_train_steps": 2, "learning_rate": 1e-4},
+        "validation": {"steps": 0},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(OmegaConf.to_yaml(settings))
+    return path
+
+
+def run(config_path: Path, *overrides: str) -> Trainer:
+    for state in (AcceleratorState, PartialState, GradientState):  # singletons of a process, and this is a new run
+        state._reset_state()
+    trainer = Trainer(load_config(config_path, overrides))
+    trainer.train()
+    return trainer
+
+
+def exported(folder: Path) -> dict[str, torch.Tensor]:
+    weights = {}
+    for path in sorted((folder / "export" / "v-express").glob("*.safetensors")):
+        weights |= {f"{path.stem}.{name}": tensor for name, tensor in safetensors.torch.load_file(path).items()}
+    return weights
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different, different[:5]
+
+
+def largest_difference(first: dict, second: dict) -> float:
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+# ---- what is computed ------------------------------------------------------------------------------------------------
+
+
+def test_an_update_changes_what_the_stage_trains_and_nothing_else(config_path, tmp_path, model_dir):
+    for stage in ("stage_1", "stage_2"):
+        run(config_path, f"train_stage={stage}", f"output_dir={tmp_path / stage}", "solver.max_train_steps=1")
+        networks = load_networks(ModelPaths.from_model_dir(tmp_path / stage / "export"))
+        start = load_networks(ModelPaths.from_model_dir(model_dir))
+        changed = {
+            f"{name}.{key}"
+            for name, network in networks.items()
+            for key, tensor in network.state_dict().items()
+            if not torch.equal(tensor, start[name].state_dict()[key])
+        }
+        if stage == "stage_1":
+            assert not any(name.startswith("audio_projection") for name in changed)
+            assert "reference_net.conv_in.weight" in changed
+            assert "v_kps_guider.conv_in.weight" in changed
+            silenced = {name for name in changed if "attn2" in name or "motion_modules" in name}
+            assert all("to_out.0" in name or "proj_out" in name for name in silenced if "denoising_unet" in name)
+        else:
+            assert all(
+                name.startswith("audio_projection") or "attn2" in name or "norm2" in name or "motion_modules" in name
+                for name in changed
+            )
+            assert any("motion_modules" in name for name in changed)
+            assert not any("resnets" in name for name in changed)
+
+
+def test_accumulated_gradients_are_those_of_the_large_batch(config_path, tmp_path):
+    large = run(config_path, f"output_dir={tmp_path / 'large'}", *LIKE_SGD)
+    small = run(
+        config_path,
+        f"output_dir={tmp_path / 'small'}",
+        "data.train_bs=1",
+        "solver.gradient_accumulation_steps=2",
+        *LIKE_SGD,
+    )
+    assert large.step == small.step == 2
+    first, second = exported(tmp_path / "large"), exported(tmp_path / "small")
+    assert largest_difference(first, second) < 1e-5
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("large", "small")]
+    for one, other in zip(*logs, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(config_path, tmp_path):
+    run(config_path, f"output_dir={tmp_path / 'one'}", *LIKE_SGD)
+    overrides = (f"output_dir={tmp_path / 'two'}", "data.train_bs=1", *LIKE_SGD)
+    environment = {"HOST_GPU_NUM": "2", "CHIEF_PORT": "29517", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(ROOT / "train_stage.sh"), str(config_path), *overrides]
+    environment = {**os.environ, **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert largest_difference(exported(tmp_path / "one"), exported(tmp_path / "two")) < 1e-5
+
+
+def test_gradient_checkpointing_changes_nothing(config_path, tmp_path):
+    run(config_path, f"output_dir={tmp_path / 'plain'}", *LIKE_SGD)
+    run(config_path, f"output_dir={tmp_path / 'checkpointed'}", "solver.gradient_checkpointing=true", *LIKE_SGD)
+    assert largest_difference(exported(tmp_path / "plain"), exported(tmp_path / "checkpointed")) < 1e-5
+
+
+def test_bf16_keeps_trained_weights_in_fp32(config_path):
+    trainer = run(config_path, "solver.mixed_precision=bf16", "train_stage=stage_2")
+    dtypes = {parameter.dtype for parameter in trainer.networks.parameters() if parameter.requires_grad}
+    assert dtypes == {torch.float32}
+    assert trainer.networks.reference_net.dtype == torch.bfloat16
+    assert np.isfinite(json.loads((trainer.folder / "log.jsonl").read_text().splitlines()[-1])["loss"])
+
+
+def test_exported_average_lags_behind_the_weights(config_path, tmp_path, model_dir):
+    run(config_path, f"output_dir={tmp_path / 'last'}")
+    run(config_path, f"output_dir={tmp_path / 'mean'}", "solver.ema_decay=0.5")
+    start = tiny.v_kps_guider().state_dict()["conv_in.weight"]
+    last, mean = (exported(tmp_path / name)["v_kps_guider.conv_in.weight"] for name in ("last", "mean"))
+    assert 0 < (mean - start).abs().mean() < (last - start).abs().mean()
+
+
+def test_draws_depend_on_the_sample_alone(config_path):
+    config = load_config(config_path)
+    both = draw(config, [5, 6], (4, 3, 8, 8), 1000)
+    one = draw(config, [6], (4, 3, 8, 8), 1000)
+    assert torch.equal(both.noise[1], one.noise[0])
+    assert torch.equal(both.reference_keep[1], one.reference_keep[0])
+    assert not torch.equal(both.noise[0], both.noise[1])
+
+
+@pytest.mark.parametrize("granularity", ["frame", "clip"])
+def test_conditions_are_dropped_at_their_rates(config_path, granularity):
+    config = load_config(config_path, [f"data.drop_granularity={granularity}", "uncond_ratio=0.1"])
+    draws = draw(config, list(range(3000)), (1, 4, 1, 1), 1000)
+    no_audio = draws.audio_keep.amax(dim=1) == 0
+    assert no_audio.float().mean() == pytest.approx(0.1, abs=0.02)
+    assert (draws.reference_keep[no_audio].sum() + draws.kps_keep[no_audio].sum()) == 0  # all conditions together
+    assert 1 - draws.reference_keep[~no_audio].mean() == pytest.approx(0.2, abs=0.03)
+    assert 1 - draws.kps_keep[~no_audio].mean() == pytest.approx(0.5, abs=0.03)
+    mixed = (draws.kps_keep.amax(dim=1) != draws.kps_keep.amin(dim=1)).any()
+    assert bool(mixed) == (granularity == "frame")
+    kept = draw(config, list(range(20)), (1, 4, 1, 1), 1000, drop=False)
+    assert kept.kps_keep.min() == kept.audio_keep.min() == 1
+
+
+# ---- cutting off and going on ----------------------------------------------------------------------------------------
+
+
+def start(config_path: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config_path), *overrides]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.time() + 180
+    while not path.exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    assert path.exists(), process.communicate(timeout=10)[0]
+
+
+def test_killed_and_resumed_equals_uninterrupted(config_path, tmp_path):
+    extras = ("solver.ema_decay=0.9", "solver.lr_scheduler=linear", "solver.lr_warmup_steps=3")
+    whole = (f"output_dir={tmp_path / 'whole'}", "solver.max_train_steps=4", *extras)
+    run(config_path, *whole)
+    # the same run, killed without warning after its checkpoint of step 2
+    parts = (f"output_dir={tmp_path / 'parts'}", "solver.max_train_steps=4", *extras)
+    process = start(config_path, *parts)
+    wait_for(tmp_path / "parts" / "checkpoints" / "step_00000002" / "trainer.json", process)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "parts" / "checkpoints" / "step_00000004").exists()
+    assert run(config_path, *parts).step == 4
+    assert_equal(exported(tmp_path / "whole"), exported(tmp_path / "parts"))
+    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("whole", "parts")]
+    assert [(entry["step"], entry["loss"]) for entry in logs[0]] == [
+        (entry["step"], entry["loss"]) for entry in logs[1]
+    ]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(config_path, tmp_path):
+    process = start(config_path, "solver.max_train_steps=10000", "checkpointing_steps=10000")
+    wait_for(tmp_path / "run" / "log.jsonl", process)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    step = json.loads((checkpoint / "trainer.json").read_text())["step"]
+    assert 0 < step < 10000
+    assert run(config_path, f"solver.max_train_steps={step + 1}", "checkpointing_steps=10000").step == step + 1
+
+
+def test_only_the_last_checkpoints_are_kept_and_nothing_partial(config_path, tmp_path):
+    run(config_path, "solver.max_train_steps=5", "checkpointing_steps=1", "keep_checkpoints=2")
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step_00000004", "step_00000005"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "checkpoints", "config.yaml", "export", "log.jsonl", "loss.png", "run.json",
+    }  # fmt: skip
+
+
+def test_a_finished_run_does_nothing_more(config_path, tmp_path):
+    run(config_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "export").rglob("*")}
+    run(config_path)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "export").rglob("*")} == before
+
+
+# ---- what a user sees ------------------------------------------------------------------------------------------------
+
+
+def test_validation_is_the_same_every_time_and_makes_a_video(config_path, tmp_path, monkeypatch):
+    arguments = ["--config", str(config_path), "validation.steps=1", "validation.num_samples=2"]
+    arguments += ["validation.num_frames=5", "validation.num_inference_steps=1", "solver.learning_rate=0"]
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+    assert run_program(lambda: train.main(arguments)) == 0
+    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    first, second = (entry["validation_loss"] for entry in entries if "validation_loss" in entry)
+    assert first == second  # the learning rate is zero
+    from vexpress.media.video import read_frames
+
+    frames = list(read_frames(tmp_path / "run" / "validation" / "step_00000001.mp4"))
+    assert len(frames) == 5
+    assert frames[0][1].shape == (64, 128, 3)
+
+
+def test_dry_run_says_what_would_be_trained(config_path, tmp_path, capsys):
+    assert run_program(lambda: train.main(["--config", str(config_path), "--dry_run", "train_stage=stage_2"])) == 0
+    output = capsys.readouterr().out
+    assert "reference_net: 0 of" in output
+    assert "train_stage: stage_2" in output
+    assert "GiB per process" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_folder_tells_what_the_run_was(config_path, tmp_path):
+    run(config_path)
+    header = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert header["torch"] == torch.__version__
+    assert sum(value.startswith("sha256 ") for value in header.values()) >= 5
+    assert load_config(tmp_path / "run" / "config.yaml") == load_config(config_path)
+    entry = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert {
+        "loss",
+        "mouth_loss",
+        "grad_norm",
+        "lr",
+        "seconds_per_step",
+        "data_seconds",
+        "samples_per_second",
+    } <= entry.keys()
+
+
+def error(config_path: Path, capsys, *overrides: str) -> str:
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+    capsys.readouterr()
+    assert run_program(lambda: train.main(["--config", str(config_path), *overrides])) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_bad_input_is_one_line(config_path, tmp_path, capsys):
+    cases = {
+        "data.meta_paths=[none.json]": "none.json",
+        "data.num_frames=100": "none of 3 clips can serve",
+        "vae_model_path=nowhere": "vae_model_path nowhere: no such folder",
+        "init.path=nowhere": "nowhere",
+        "data.trian_bs=1": "did you mean data.train_bs",
+        "data.num_frames=40": "data.num_frames",
+    }
+    for override, message in cases.items():
+        assert message in error(config_path, capsys, override), override
+
+
+def test_another_stages_folder_is_refused(config_path, tmp_path, capsys):
+    run(config_path)
+    before = exported(tmp_path / "run")
+    message = error(config_path, capsys, "train_stage=stage_2")
+    assert "holds checkpoints of stage_3" in message
+    assert_equal(exported(tmp_path / "run"), before)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_samples(config_path, tmp_path, capsys):
+    message = error(config_path, capsys, "solver.learning_rate=1", "solver.max_train_steps=200", "noise_offset=10")
+    assert "the loss is" in message
+    assert "clip_" in message
+    assert "solver.learning_rate" in message
+
+
+def test_a_full_disk_leaves_earlier_checkpoints(config_path, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs is not allowed here")
+    try:
+        run(config_path, f"output_dir={disk / 'run'}")
+        before = exported(disk / "run")
+        size_kib = 200 * 1024 - sum(path.stat().st_size for path in disk.rglob("*")) // 1024
+        (disk / "filler").write_bytes(b"0" * 1024 * max(0, size_kib - 3000))
+        message = error(config_path, capsys, f"output_dir={disk / 'run'}", "solver.max_train_steps=4")
+        assert "earlier ones are untouched" in message
+        assert [path.name for path in (disk / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+        assert_equal(exported(disk / "run"), before)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # files of it may still be mapped
+
+
+@pytest.mark.skipif(not SAMPLES_DIR.is_dir(), reason="real clips lie in ../shared/samples, which is not here")
+def test_three_stages_on_a_real_clip_then_inference(tmp_path):
+    """As the README tells it, with fewer steps."""
+    from scripts import make_tiny_models
+
+    make_tiny_models.main(["--output_dir", str(tmp_path / "model_ckpts")])
+    clip_dir = SAMPLES_DIR / "training_clip"
+    names = {"video": "clip.mp4", "face_info": "face_info.pt", "audio_embeds": "aud_embeds.pt"}
+    row = {key: str((clip_dir / name).resolve()) for key, name in names.items()}
+    (tmp_path / "metadata.json").write_text(json.dumps([row]))
+    for i in (1, 2, 3):
+        overrides = [
+            f"output_dir={tmp_path}/stage_{i}",
+            f"base_model_path={tmp_path}/model_ckpts/stable-diffusion-v1-5",
+            f"vae_model_path={tmp_path}/model_ckpts/sd-vae-ft-mse",
+            f"audio_model_path={tmp_path}/model_ckpts/wav2vec2-base-960h",
+            f"data.meta_paths=[{tmp_path}/metadata.json]",
+            "solver.max_train_steps=2",
+            "tracker=null",
+        ]
+        overrides += [f"init.path={tmp_path}/stage_{i - 1}/export"] if i > 1 else []
+        run(ROOT / "training_configs" / "tiny_cpu" / f"stage_{i}.yaml", *overrides)
+    flags = {
+        "--model_dir": tmp_path / "stage_3" / "export",
+        "--reference_image_path": SAMPLES_DIR / "clip_a" / "ref.jpg",
+        "--audio_path": SAMPLES_DIR / "clip_a" / "aud.mp3",
+        "--kps_path": SAMPLES_DIR / "clip_a" / "kps.pth",
+        "--retarget_strategy": "no_retarget",
+        "--image_width": 64,
+        "--image_height": 64,
+        "--num_inference_steps": 1,
+        "--output_path": tmp_path / "out.mp4",
+    }
+    inference.main([str(part) for item in flags.items() for part in item])
+    assert (tmp_path / "out.mp4").stat().st_size > 0
+
+
+def test_input_error_is_what_the_trainer_raises(config_path):
+    with pytest.raises(InputError):
+        run(config_path, "data.meta_paths=[]")

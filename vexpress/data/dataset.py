@@ -1,0 +1,339 @@
+"""Training samples: frames of a talking face with a reference frame, V-Kps images, audio windows and lip masks.
+
+Samples are numbered from 0 without end: number n is a sample of one clip, in an order that is shuffled anew each epoch,
+and all that is random about it comes from the seed and n alone. So workers, processes and restarts do not matter, and
+a position in the training data is a single number.
+"""
+
+import functools
+import hashlib
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from vexpress.audio_features import audio_windows
+from vexpress.config import DataConfig
+from vexpress.data.decode import count_frames, read_frames_at
+from vexpress.data.formats import ClipRecord, load_audio_embeds, load_face_info, load_metadata
+from vexpress.data.transforms import (
+    central_geometry,
+    draw_flip,
+    draw_geometry,
+    draw_lip_mask,
+    lip_corners,
+    scaled_box,
+    transform_frames,
+    transform_kps,
+    transform_points,
+)
+from vexpress.media.keypoints import draw_v_kps
+from vexpress.media.video import probe_video
+from vexpress.runtime import InputError
+
+logger = logging.getLogger(__name__)
+
+MAX_COUNT_DIFFERENCE = 2
+"""Decoders disagree about the last frames of some files; more frames without face info are another clip's."""
+NUM_NAMED_CLIPS = 20  # in a message
+LATENT_CACHE_KEYS = ("latents", "mirrored")
+"""Tensors (f c h w) of a cache file: of the frames as they are and mirrored."""
+ORDER_STREAM, SAMPLE_STREAM = 0, 1  # of random numbers
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """What of a clip stays in memory: some 40 bytes per frame.
+
+    Attributes:
+        record: the clip's row of the metadata.
+        frame_size: width and height in px.
+        num_video_frames: as many as the audio spans.
+        num_frames: as many as have face info, too; these can be drawn.
+        audio_dim: width of a hidden state.
+        kps: (num_frames 3 2) float32 px.
+        lip_corners: (num_frames 2 2) float32 px.
+        latents_path: file of cached latents, or None.
+    """
+
+    record: ClipRecord
+    frame_size: tuple[int, int]
+    num_video_frames: int
+    num_frames: int
+    audio_dim: int
+    kps: np.ndarray
+    lip_corners: np.ndarray
+    latents_path: Path | None
+
+
+class TalkingFaceDataset(Dataset):
+    """Draws training samples from clips; `len` is the number of clips, an epoch has one sample of each.
+
+    `dataset[n]` is defined for each n >= 0 and always the same; let `SampleStream` choose the numbers. A sample is a
+    dictionary, f frames of h w latents or H W px, that torch's default collation takes:
+
+        pixel_values: (3 f H W) float32, -1..1.
+        reference_image: (3 H W) float32, -1..1.
+        kps_images: (3 f H W) float32, 0..1: left eye, right eye, nose.
+        audio_windows: (f n d) float32.
+        lip_masks: (1 f h w) float32, 0 or 1.
+        number: of the sample.
+        name: path of the video.
+        frame_ids: (f,) int64, numbers of the frames in the video.
+
+    With `latent_cache_dir`, latents (c f h w) and reference_latents (c h w), float32 and scaled for diffusion, stand in
+    the place of the pixels, and the crop is the frame's central square.
+
+    A clip is left out, with the reason in `rejected`, if its files cannot be read, its face info and video differ by
+    more than `MAX_COUNT_DIFFERENCE` frames (else the smaller number is used), keypoints, landmarks or hidden states are
+    not finite, or it is too short for `num_frames` and a reference frame `reference_margin` away from all of them.
+    Videos are not decoded for this; a row's `num_frames` is believed, and without it packets are counted.
+
+    Args:
+        config: what samples are made of.
+        seed: 0 or more; other seeds give other samples in another order.
+        latent_downsampling: px per latent, along each side.
+        audio_dim: width that the audio's hidden states must have; None: all alike.
+
+    Attributes:
+        rejected: name of the video and reason, of each clip left out.
+
+    Raises:
+        InputError: no metadata, malformed metadata, no clip that can serve, or hidden states of a wrong width; when a
+            sample is read, a video that is not what it was or is damaged.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, latent_downsampling: int = 8, audio_dim: int | None = None):
+        _check_config(config, latent_downsampling)
+        self.config = config
+        self.seed = seed
+        self.latent_downsampling = latent_downsampling
+        self.rejected: list[tuple[str, str]] = []
+        self._clips: list[_Clip] = []
+        rows = [(path, row, record) for path in config.meta_paths for row, record in enumerate(load_metadata(path), 1)]
+        for path, row, record in rows:
+            try:
+                clip = _index_clip(record, config, latent_downsampling)
+            except InputError as error:
+                self.rejected.append((str(record.video), " ".join(str(error).split())))
+                continue
+            audio_dim = audio_dim or clip.audio_dim
+            if clip.audio_dim != audio_dim:
+                raise InputError(
+                    f"metadata {path} row {row}: the hidden states of audio_embeds {record.audio_embeds} are "
+                    f"{clip.audio_dim} wide, needed is {audio_dim}; extract them with the same audio encoder for all"
+                )
+            self._clips.append(clip)
+        left_out = "; ".join(f"{name}: {reason}" for name, reason in self.rejected[:NUM_NAMED_CLIPS])
+        left_out += f"; and {len(self.rejected) - NUM_NAMED_CLIPS} more" * (len(self.rejected) > NUM_NAMED_CLIPS)
+        if not self._clips:
+            raise InputError(f"data.meta_paths: none of {len(rows)} clips can serve ({left_out})")
+        if self.rejected:
+            logger.warning("%d of %d clips are left out: %s", len(self.rejected), len(rows), left_out)
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor | str]:
+        config = self.config
+        epoch, position = divmod(number, len(self))
+        clip = self._clips[_epoch_order(self.seed, epoch, len(self))[position]]
+        rng = np.random.default_rng((self.seed, SAMPLE_STREAM, number))
+        frame_ids, reference_id = draw_frame_ids(
+            rng, clip.num_frames, config.num_frames, config.sample_rate, config.reference_margin
+        )
+        size = (config.train_width, config.train_height)
+        if clip.latents_path is None:
+            geometry = draw_geometry(rng, clip.frame_size, size, config.crop_ratio, config.flip_rate)
+            frames = read_frames_at(clip.record.video, [*frame_ids, reference_id])
+            pixels = rearrange(transform_frames(frames, geometry), "f c h w -> c f h w")
+            pixels = pixels.contiguous().float().div_(127.5).sub_(1)  # at once, it takes five times as long
+            sample = {"pixel_values": pixels[:, :-1], "reference_image": pixels[:, -1]}
+        else:
+            geometry = central_geometry(clip.frame_size, size, draw_flip(rng, config.flip_rate))
+            latents = _load_latents(clip.latents_path, [*frame_ids, reference_id], geometry.flip)
+            sample = {"latents": rearrange(latents[:-1], "f c h w -> c f h w"), "reference_latents": latents[-1]}
+
+        kps = transform_kps(clip.kps[frame_ids], geometry)
+        kps_images = torch.from_numpy(np.stack([draw_v_kps(points, *size[::-1]) for points in kps]))
+        boxes = scaled_box(transform_points(clip.lip_corners[frame_ids], geometry), config.lip_mask_scale)
+        lip_masks = [draw_lip_mask(box, *size[::-1], self.latent_downsampling) for box in boxes]
+        hidden_states = load_audio_embeds(clip.record.audio_embeds)
+        windows = audio_windows(hidden_states, clip.num_video_frames, config.num_padding_audio_frames)
+        return sample | {
+            "kps_images": rearrange(kps_images, "f h w c -> c f h w").contiguous().float().div_(255),
+            "audio_windows": windows[frame_ids],
+            "lip_masks": torch.stack(lip_masks)[None],
+            "number": number,
+            "name": str(clip.record.video),
+            "frame_ids": torch.from_numpy(frame_ids),
+        }
+
+
+class SampleStream(Sampler[int]):
+    """The numbers of the samples that one process trains on, without end.
+
+    Processes take turns: two with batches of one see, step by step, what one with batches of two sees.
+
+    Args:
+        start: number of samples that all processes together have consumed before.
+        rank: of this process, 0 to num_processes - 1.
+        num_processes: that train together.
+    """
+
+    def __init__(self, start: int = 0, rank: int = 0, num_processes: int = 1):
+        self.start, self.rank, self.num_processes = start, rank, num_processes
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start + self.rank, self.num_processes)
+
+
+def num_frames_spanned(num_frames: int, sample_rate: int) -> int:
+    """Counts the frames of the video from the first to the last of a sample."""
+    return (num_frames - 1) * sample_rate + 1
+
+
+def draw_frame_ids(
+    rng: np.random.Generator, num_clip_frames: int, num_frames: int, sample_rate: int, reference_margin: int
+) -> tuple[np.ndarray, int]:
+    """Draws the frames of a sample and its reference frame, uniformly from all that are allowed.
+
+    Args:
+        rng: two numbers are taken from it.
+        num_clip_frames: to draw from; at least `num_frames_spanned` and `reference_margin` together.
+        num_frames: of the sample.
+        sample_rate: distance between them.
+        reference_margin: least distance of the reference from the first or last of them, outside of which it lies.
+
+    Returns:
+        (num_frames,) int64, and the reference frame's number.
+    """
+    span = num_frames_spanned(num_frames, sample_rate)
+    starts = np.arange(num_clip_frames - span + 1)
+    has_reference = (starts >= reference_margin) | (starts + span - 1 + reference_margin < num_clip_frames)
+    first = rng.choice(starts[has_reference])
+    frames = np.arange(num_clip_frames)
+    distance = np.maximum(first - frames, frames - (first + span - 1)).clip(0)
+    reference = rng.choice(frames[distance >= reference_margin])
+    return first + sample_rate * np.arange(num_frames), int(reference)
+
+
+def latent_cache_path(cache_dir: str | os.PathLike, video_path: str | os.PathLike) -> Path:
+    """Names the file of a video's cached latents; another place or size of the video gives another name.
+
+    Raises:
+        InputError: there is no such video.
+    """
+    video_path = Path(video_path).resolve()
+    try:
+        num_bytes = video_path.stat().st_size
+    except OSError as error:
+        raise InputError(f"video {video_path}: cannot be read ({error.strerror})") from error
+    key = os.fsencode(video_path) + b"|" + str(num_bytes).encode()
+    return Path(cache_dir) / f"{hashlib.sha256(key).hexdigest()[:32]}.safetensors"
+
+
+def read_latents_shape(path: str | os.PathLike) -> tuple[int, int, int, int]:
+    """Reads the shape (f c h w) of cached latents.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {tuple(file.get_slice(key).get_shape()) for key in LATENT_CACHE_KEYS}
+            [shape] = shapes
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(
+            f"cached latents {path}: missing or damaged; make them with scripts/prepare_dataset/cache_latents.py"
+        ) from error
+    return shape
+
+
+def _load_latents(path: Path, frame_ids: Sequence[int], flip: bool) -> Tensor:
+    """(f c h w) float32, of these frames."""
+    with safe_open(path, framework="pt") as file:
+        latents = file.get_slice(LATENT_CACHE_KEYS[flip])
+        return torch.cat([latents[int(i) : int(i) + 1] for i in frame_ids]).float()
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
+    return np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(num_clips)
+
+
+def _check_config(config: DataConfig, latent_downsampling: int) -> None:
+    if not config.meta_paths:
+        raise InputError("data.meta_paths is empty; name the metadata JSON of scripts/prepare_dataset")
+    for key in ("train_width", "train_height"):
+        if getattr(config, key) % latent_downsampling:
+            raise InputError(
+                f"data.{key}={getattr(config, key)}: must be a multiple of {latent_downsampling}, the px of a latent"
+            )
+    if config.latent_cache_dir is not None and tuple(config.crop_ratio) != (1, 1):
+        raise InputError(
+            f"data.crop_ratio={list(config.crop_ratio)}: cached latents cannot be cropped; set data.crop_ratio=[1,1], "
+            "or data.latent_cache_dir=null"
+        )
+
+
+def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int) -> _Clip:
+    """Looks whether a clip can serve.
+
+    Raises:
+        InputError: it cannot; says why.
+    """
+    info = probe_video(record.video, "video")
+    num_video_frames = record.num_frames or count_frames(record.video)
+    face_info = load_face_info(record.face_info)
+    if abs(face_info.num_frames - num_video_frames) > MAX_COUNT_DIFFERENCE:
+        raise InputError(
+            f"face_info {record.face_info} has {face_info.num_frames} frames, the video {num_video_frames}; extract it "
+            "again"
+        )
+    num_frames = min(face_info.num_frames, num_video_frames)
+    for name in ("kps", "landmark_2d_106"):
+        is_bad = ~np.isfinite(getattr(face_info, name)[:num_frames]).all(axis=(1, 2))
+        if is_bad.any():
+            raise InputError(
+                f"face_info {record.face_info}: {name} of {is_bad.sum()} frames is not finite, the first is frame "
+                f"{is_bad.argmax()}; extract it again"
+            )
+    hidden_states = load_audio_embeds(record.audio_embeds)
+    if not hidden_states.isfinite().all():
+        raise InputError(f"audio_embeds {record.audio_embeds}: not all values are finite; extract them again")
+    num_needed = num_frames_spanned(config.num_frames, config.sample_rate) + config.reference_margin
+    if num_frames < num_needed:
+        raise InputError(
+            f"has {num_frames} frames, needed are {num_needed} for data.num_frames={config.num_frames}, "
+            f"data.sample_rate={config.sample_rate} and data.reference_margin={config.reference_margin}"
+        )
+    latents_path = None
+    if config.latent_cache_dir is not None:
+        latents_path = latent_cache_path(config.latent_cache_dir, record.video)
+        found, _, *size = read_latents_shape(latents_path)
+        needed_size = [config.train_height // latent_downsampling, config.train_width // latent_downsampling]
+        if size != needed_size or found < num_frames:
+            raise InputError(
+                f"cached latents {latents_path}: {found} frames of {size}, needed are {num_frames} of {needed_size}; "
+                "make them again with scripts/prepare_dataset/cache_latents.py"
+            )
+    return _Clip(
+        record=record,
+        frame_size=(info.width, info.height),
+        num_video_frames=num_video_frames,
+        num_frames=num_frames,
+        audio_dim=hidden_states.shape[1],
+        kps=face_info.kps[:num_frames, :3].copy(),
+        lip_corners=lip_corners(face_info.landmark_2d_106[:num_frames]),
+        latents_path=latents_path,
+    )

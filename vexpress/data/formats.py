@@ -1,0 +1,285 @@
+"""Files of a data set: metadata, face info and audio hidden states, in the released formats and in ours."""
+
+import json
+import math
+import os
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from vexpress.media.keypoints import NUMPY_SAFE_GLOBALS
+from vexpress.runtime import InputError, replacing
+
+FACE_INFO_SUFFIXES = (".npz", ".pt", ".pth")
+AUDIO_EMBEDS_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+FACE_SHAPES = {"bbox": (4,), "kps": (5, 2), "landmark_2d_106": (106, 2), "det_score": ()}
+AUDIO_EMBEDS_KEY = "global_embeds"  # the released name
+NUM_NAMED_FRAMES = 5  # in a message
+
+
+# ---- face info -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FaceInfo:
+    """The face in each frame of a clip; coordinates in px of the clip's frames.
+
+    Attributes:
+        bbox: (n 4) float32, x1 y1 x2 y2.
+        kps: (n 5 2) float32: left eye, right eye, nose, left and right corner of the mouth, as seen by the viewer.
+        landmark_2d_106: (n 106 2) float32.
+        det_score: (n,) float32, 0..1.
+        embedding: (n d) float32, d is 512 for insightface's recognition; None where it is not there.
+    """
+
+    bbox: np.ndarray
+    kps: np.ndarray
+    landmark_2d_106: np.ndarray
+    det_score: np.ndarray
+    embedding: np.ndarray | None = None
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.kps)
+
+
+def load_face_info(path: str | os.PathLike) -> FaceInfo:
+    """Reads face info: the released `.pt` (per frame a list of one dictionary) or our `.npz`.
+
+    No code in the file is ever run. Values are not judged: a NaN stays one.
+
+    Raises:
+        InputError: missing, damaged, unsafe, of wrong shapes, without frames, or frames with no face or several.
+    """
+    path = _readable_path(path, "face_info", FACE_INFO_SUFFIXES)
+    content = _read(path, "face_info")
+    if path.suffix.lower() != ".npz":
+        content = _columns(path, content)
+    arrays = {}
+    for name, shape in FACE_SHAPES.items():
+        arrays[name] = _float_array(content.get(name))
+        if arrays[name].shape[1:] != shape or arrays[name].ndim == 0:
+            raise InputError(
+                f"face_info {path}: {name} of a frame has shape {arrays[name].shape[1:]}, needed is {shape}; "
+                "extract it again"
+            )
+    embedding = content.get("embedding")
+    if embedding is not None:
+        arrays["embedding"] = _float_array(embedding)
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        raise InputError(f"face_info {path}: holds no frames, or not all of each: {lengths}; extract it again")
+    return FaceInfo(**arrays)
+
+
+def _columns(path: Path, frames: Any) -> dict[str, list]:
+    """Per frame a list of one dictionary -> per name the values of all frames."""
+    is_list = isinstance(frames, Sequence) and all(isinstance(faces, Sequence) for faces in frames)
+    if not is_list or not all(isinstance(face, dict) for faces in frames for face in faces):
+        raise InputError(f"face_info {path}: does not hold a list, per frame, of a list of one dictionary")
+    bad = [index for index, faces in enumerate(frames) if len(faces) != 1]
+    if bad:
+        named = ", ".join(map(str, bad[:NUM_NAMED_FRAMES])) + ", ..." * (len(bad) > NUM_NAMED_FRAMES)
+        raise InputError(
+            f"face_info {path}: no face or several in {len(bad)} of {len(frames)} frames ({named}); "
+            "exactly one is needed, leave the clip out"
+        )
+    faces = [face for [face] in frames]
+    names = [name for name in (*FACE_SHAPES, "embedding") if all(face.get(name) is not None for face in faces)]
+    return {name: [face[name] for face in faces] for name in names}
+
+
+def _float_array(values: Any) -> np.ndarray:
+    """Stacks numbers, arrays or tensors; what cannot be stacked becomes an array of no dimension."""
+    try:
+        return np.array([np.asarray(value, np.float32) for value in values], np.float32)
+    except (TypeError, ValueError):
+        return np.empty((), np.float32)
+
+
+def save_face_info(path: str | os.PathLike, info: FaceInfo) -> None:
+    """Writes face info by suffix: `.npz`, or `.pt` / `.pth` in the released structure.
+
+    Differs from the release: a `.pt` holds tensors in the place of numpy arrays, so that `torch.load` reads it with
+    `weights_only=True` and no list of exceptions, under any version of numpy.
+
+    Raises:
+        InputError: any other suffix.
+    """
+    path = _checked_path(path, "face_info", FACE_INFO_SUFFIXES)
+    arrays = {name: getattr(info, name) for name in (*FACE_SHAPES, "embedding")}
+    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items() if array is not None}
+    with replacing(path) as temporary:
+        if path.suffix.lower() == ".npz":
+            np.savez(temporary, **arrays)
+        else:
+            columns = {name: torch.tensor(array) for name, array in arrays.items()}
+            torch.save([[{name: c[i] for name, c in columns.items()}] for i in range(info.num_frames)], temporary)
+
+
+# ---- audio hidden states -------------------------------------------------------------------------------------------
+
+
+def load_audio_embeds(path: str | os.PathLike) -> Tensor:
+    """Reads the audio encoder's hidden states: the released `.pt` ({"global_embeds": (m 1 d)}) or ours.
+
+    Returns:
+        (m d) float32.
+
+    Raises:
+        InputError: missing, damaged, unsafe, or without such states.
+    """
+    path = _readable_path(path, "audio_embeds", AUDIO_EMBEDS_SUFFIXES)
+    content = _read(path, "audio_embeds")
+    value = content.get(AUDIO_EMBEDS_KEY) if isinstance(content, dict) else None
+    shape = tuple(getattr(value, "shape", ()))
+    if len(shape) == 3 and shape[1] == 1:
+        value, shape = value[:, 0], (shape[0], shape[2])
+    if len(shape) != 2 or 0 in shape:
+        raise InputError(
+            f"audio_embeds {path}: {AUDIO_EMBEDS_KEY} has shape {shape}, needed is (m d) or (m 1 d); extract it again"
+        )
+    return torch.as_tensor(value).detach().float()
+
+
+def save_audio_embeds(path: str | os.PathLike, embeds: Tensor) -> None:
+    """Writes hidden states (m d) by suffix: `.safetensors` or `.npz`, or `.pt` / `.pth` as released.
+
+    Raises:
+        InputError: any other suffix.
+    """
+    path = _checked_path(path, "audio_embeds", AUDIO_EMBEDS_SUFFIXES)
+    embeds = embeds.detach().float().cpu().contiguous()
+    with replacing(path) as temporary:
+        if path.suffix.lower() == ".safetensors":
+            safetensors.torch.save_file({AUDIO_EMBEDS_KEY: embeds}, temporary)
+        elif path.suffix.lower() == ".npz":
+            np.savez(temporary, **{AUDIO_EMBEDS_KEY: embeds.numpy()})
+        else:
+            torch.save({AUDIO_EMBEDS_KEY: embeds[:, None]}, temporary)
+
+
+# ---- metadata ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """A row of a metadata file: where the parts of a clip are. Field names are the row's keys.
+
+    The released rows know no more than the first three. `num_frames` counts frames of the video that can be decoded.
+    """
+
+    video: Path
+    face_info: Path
+    audio_embeds: Path
+    duration: float | None = None
+    """Seconds."""
+    fps: float | None = None
+    num_frames: int | None = None
+    audio: Path | None = None
+
+
+NEEDED_PATH_KEYS = ("video", "face_info", "audio_embeds")
+PATH_KEYS = (*NEEDED_PATH_KEYS, "audio")
+NUMBER_KEYS = ("duration", "fps", "num_frames")
+
+
+def load_metadata(path: str | os.PathLike) -> list[ClipRecord]:
+    """Reads a metadata file: a JSON list of objects with the fields of `ClipRecord`, of which three are needed.
+
+    Paths are absolute or relative to the file's folder; other keys are ignored. Whether the parts exist is not looked
+    at.
+
+    Raises:
+        InputError: missing, not JSON, or not such a list; names the row, counted from 1.
+    """
+    path = Path(path)
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"metadata {path}: cannot be read ({error.strerror}); give a metadata file") from error
+    except ValueError as error:
+        raise InputError(f"metadata {path}: is not valid JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise InputError(f"metadata {path}: holds a {type(rows).__name__}; needed is a list of rows")
+    return [_parse_row(row, path.parent, f"metadata {path} row {i} of {len(rows)}") for i, row in enumerate(rows, 1)]
+
+
+def _parse_row(row: Any, folder: Path, where: str) -> ClipRecord:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: is a {type(row).__name__}; needed is an object with {', '.join(NEEDED_PATH_KEYS)}")
+    for key in NEEDED_PATH_KEYS:
+        if row.get(key) is None:
+            raise InputError(f'{where}: has no "{key}", the path of a file')
+    values = {key: row[key] for key in (*PATH_KEYS, *NUMBER_KEYS) if row.get(key) is not None}
+    for key, value in values.items():
+        if key in PATH_KEYS:
+            if not isinstance(value, str) or not value:
+                raise InputError(f'{where}: "{key}" is {json.dumps(value)}; needed is the path of a file')
+            values[key] = folder / value
+        else:
+            kinds = int if key == "num_frames" else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+                raise InputError(f'{where}: "{key}" is {json.dumps(value)}; needed is a positive number')
+    return ClipRecord(**values)
+
+
+def save_metadata(path: str | os.PathLike, records: Sequence[ClipRecord]) -> None:
+    """Writes a metadata file; paths below its folder become relative to it, so that the folder can be moved."""
+    path = Path(path)
+    folder = path.parent.resolve()
+    rows = [
+        {
+            key: _relative(value, folder) if key in PATH_KEYS else value
+            for key, value in vars(record).items()
+            if value is not None
+        }
+        for record in records
+    ]
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _relative(path: Path, folder: Path) -> str:
+    path = path.parent.resolve() / path.name  # a link stays one
+    return os.fspath(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def _checked_path(path: str | os.PathLike, key: str, suffixes: tuple[str, ...]) -> Path:
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"{key} {path}: such files end in {', '.join(suffixes)}")
+    return path
+
+
+def _readable_path(path: str | os.PathLike, key: str, suffixes: tuple[str, ...]) -> Path:
+    path = _checked_path(path, key, suffixes)
+    if not path.is_file():
+        raise InputError(f"{key} {path}: {'is a folder' if path.is_dir() else 'does not exist'}")
+    return path
+
+
+def _read(path: Path, key: str) -> Any:
+    """What the file holds; of a pickle only what tensors and numpy arrays consist of."""
+    try:
+        if path.suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        if path.suffix.lower() == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals(NUMPY_SAFE_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise anything at all on damaged files, each of its own
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise InputError(f"{key} {path}: refused, since it holds Python objects that can run code") from error
+        raise InputError(f"{key} {path}: is damaged ({type(error).__name__}); extract it again") from error

@@ -1,0 +1,170 @@
+"""Where weights come from before training. Each mapping is a function that tells what it loaded, missed and left."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vexpress.checkpoints import MOTION_KEY, ModelPaths, load_networks, read_config, read_state_dict
+from vexpress.config import TrainConfig
+from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
+from vexpress.runtime import InputError
+from vexpress.training.stages import STAGES, TrainingNetworks
+
+logger = logging.getLogger(__name__)
+
+UNET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+SELF_TO_REFERENCE = ((".attn1.", ".attn1_5."), (".norm1.", ".norm1_5."))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Keys of one network after a mapping.
+
+    Attributes:
+        loaded: parameters that got a value.
+        missing: parameters that kept the value they had.
+        unused: keys of the file that no parameter took.
+    """
+
+    loaded: list[str]
+    missing: list[str]
+    unused: list[str]
+
+    def log(self, what: str) -> None:
+        logger.info("%s: %d loaded, %d missing, %d unused", what, len(self.loaded), len(self.missing), len(self.unused))
+        for kind, names in (("missing", self.missing), ("unused", self.unused)):
+            if names:
+                logger.info("%s, %s: %s%s", what, kind, ", ".join(names[:4]), ", ..." * (len(names) > 4))
+
+
+def load_mapped(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> Report:
+    """Copies the weights that have a parameter of their name, and reports the rest.
+
+    Raises:
+        InputError: a shape differs, or no key fits at all.
+    """
+    own = network.state_dict()
+    loaded = [name for name in own if name in weights]
+    if not loaded:
+        raise InputError(f"{what}: none of its {len(weights)} keys belongs to {type(network).__name__}")
+    for name in loaded:
+        if own[name].shape != weights[name].shape:
+            shapes = f"{tuple(weights[name].shape)}, needed {tuple(own[name].shape)}"
+            raise InputError(f"{what}: {name} has shape {shapes}; is it of another model size?")
+        own[name].copy_(weights[name])
+    report = Report(
+        loaded, [name for name in own if name not in weights], [name for name in weights if name not in own]
+    )
+    report.log(what)
+    return report
+
+
+def with_reference_attention(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adds reference attention as a copy of self attention: attn1, norm1 -> attn1_5, norm1_5."""
+    copies = {}
+    for old, new in SELF_TO_REFERENCE:
+        copies |= {
+            name.replace(old, new): tensor
+            for name, tensor in weights.items()
+            if ".transformer_blocks." in name and old in name
+        }
+    return {**copies, **weights}
+
+
+def without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Removes the `module.` that data-parallel training puts before names."""
+    return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+
+
+@torch.no_grad()
+def load_unet_folder(networks: TrainingNetworks, folder: Path) -> list[Report]:
+    """Starts both UNets from a diffusers UNet of the Stable Diffusion 1.5 family.
+
+    Raises:
+        InputError: no weights there, or of another size.
+    """
+    path = next((folder / name for name in UNET_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise InputError(f"init.path {folder}: holds none of {', '.join(UNET_FILES)}")
+    weights = read_state_dict(path)
+    return [
+        load_mapped(networks.reference_net, weights, f"ReferenceNet from {path}"),
+        load_mapped(networks.denoising_unet, with_reference_attention(weights), f"DenoisingUNet from {path}"),
+    ]
+
+
+@torch.no_grad()
+def load_animate_anyone(networks: TrainingNetworks, folder: Path) -> list[Report]:
+    """Starts from Moore-AnimateAnyone: reference_unet.pth, denoising_unet.pth and pose_guider.pth.
+
+    Raises:
+        InputError: a file is missing, or of another size.
+    """
+    reports = []
+    for name, network in (
+        ("reference_unet.pth", networks.reference_net),
+        ("denoising_unet.pth", networks.denoising_unet),
+        ("pose_guider.pth", networks.v_kps_guider),
+    ):
+        weights = without_prefix(read_state_dict(folder / name))
+        if name == "denoising_unet.pth":
+            weights = with_reference_attention(weights)
+        reports.append(load_mapped(network, weights, f"{type(network).__name__} from {folder / name}"))
+    return reports
+
+
+@torch.no_grad()
+def load_animatediff_motion(unet: DenoisingUNet, path: Path) -> Report:
+    """Starts the motion modules from an AnimateDiff checkpoint; its position tables, of any length, are left out.
+
+    Raises:
+        InputError: not such a checkpoint, or of another size.
+    """
+    weights = without_prefix(read_state_dict(path))
+    weights = {name: tensor for name, tensor in weights.items() if MOTION_KEY in name and not name.endswith(".pe")}
+    return load_mapped(unet, weights, f"motion modules from {path}")
+
+
+def build_training_networks(config: TrainConfig) -> TrainingNetworks:
+    """Builds the four networks and gives them the weights that a stage starts from, in fp32.
+
+    Raises:
+        InputError: a file is missing or does not fit.
+    """
+    init = config.init
+    torch.manual_seed(config.seed)  # for what no file gives
+    if init.source == "stage":
+        networks = TrainingNetworks(**load_networks(ModelPaths.from_model_dir(init.path, networks_only=True)))
+    else:
+        networks = TrainingNetworks(**_build_from_config(config))
+        if init.source == "unet":
+            load_unet_folder(networks, Path(init.path or Path(config.base_model_path) / "unet"))
+        elif init.source == "animate_anyone":
+            load_animate_anyone(networks, Path(init.path))
+        networks.denoising_unet.silence_motion()
+    if STAGES[config.train_stage].starts_silent or init.source != "stage":
+        networks.denoising_unet.silence_audio()
+    if init.motion_module_path:
+        load_animatediff_motion(networks.denoising_unet, Path(init.motion_module_path))
+    if STAGES[config.train_stage].starts_silent:
+        networks.denoising_unet.silence_motion()
+    return networks
+
+
+def _build_from_config(config: TrainConfig) -> dict[str, nn.Module]:
+    path = Path(config.model.unet_config_path or Path(config.base_model_path) / "unet" / "config.json")
+    unet_config = read_config(path)
+    reference_config = {key: value for key, value in unet_config.items() if not key.startswith("motion_")}
+    try:
+        return {
+            "reference_net": ReferenceNet.from_config(reference_config),
+            "denoising_unet": DenoisingUNet.from_config(unet_config),
+            "v_kps_guider": VKpsGuider(**config.model.v_kps_guider),
+            "audio_projection": AudioProjection(**config.model.audio_projection),
+        }
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} or model.*: the networks cannot be built ({error})") from error
