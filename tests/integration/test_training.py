@@ -329,6 +329,8 @@ def test_bad_input_is_one_line(config_path, tmp_path, capsys):
         "init.path=nowhere": "nowhere",
         "data.trian_bs=1": "did you mean data.train_bs",
         "data.num_frames=40": "data.num_frames",
+        "solver.fsdp=true": "need CUDA devices",
+        "solver.deepspeed_config=none.json": "solver.deepspeed_config",
     }
     for override, message in cases.items():
         assert message in error(config_path, capsys, override), override

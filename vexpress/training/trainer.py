@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -436,18 +436,24 @@ class Trainer:
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """The launcher's processes, with what shards over them."""
+    """The launcher's processes, with what shards over them.
+
+    Raises:
+        InputError: DeepSpeed or FSDP is asked for where it is not installed or would not be used.
+    """
     solver = config.solver
-    plugins = {}
-    if solver.deepspeed_config:
-        plugin = DeepSpeedPlugin(hf_ds_config=solver.deepspeed_config)
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.data.train_bs
-        plugins["deepspeed_plugin"] = plugin
+    plugins, wanted = {}, None
+    try:
+        if solver.deepspeed_config:
+            plugin = DeepSpeedPlugin(hf_ds_config=solver.deepspeed_config)
+            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.data.train_bs
+            plugins, wanted = {"deepspeed_plugin": plugin}, DistributedType.DEEPSPEED
+    except (ImportError, ValueError, OSError) as error:
+        raise InputError(f"solver.deepspeed_config={solver.deepspeed_config}: {error} (is it installed?)") from error
     if solver.fsdp:
-        plugins["fsdp_plugin"] = FullyShardedDataParallelPlugin(
-            fsdp_version=2, auto_wrap_policy="transformer_based_wrap"
-        )
-    return Accelerator(
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+        plugins, wanted = {"fsdp_plugin": plugin}, DistributedType.FSDP
+    accelerator = Accelerator(
         gradient_accumulation_steps=solver.gradient_accumulation_steps,
         mixed_precision=solver.mixed_precision,
         cpu=not torch.cuda.is_available(),
@@ -455,6 +461,12 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
         **plugins,
     )
+    if wanted and accelerator.distributed_type != wanted:  # accelerate would train on without it
+        raise InputError(
+            "solver.deepspeed_config and solver.fsdp need CUDA devices and processes started by train_stage.sh; "
+            f"here is {accelerator.distributed_type.value}: unset them"
+        )
+    return accelerator
 
 
 def build_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
