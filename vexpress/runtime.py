@@ -25,11 +25,18 @@ class InputError(ValueError):
     """What a user gave cannot be used. The message is one line: what was got, what is allowed, which flag to change."""
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that are values."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """Parses flags; a mistake is an `InputError`, and the value of a flag may start with a dash."""
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **options)
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse, but `--audio_path -a.mp3` means `--audio_path=-a.mp3`."""
