@@ -109,6 +109,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.parent / f".{uuid.uuid4().hex}.part{path.suffix}"
     try:
         yield temporary
+        umask = os.umask(0)  # it can only be read by setting it
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # some libraries create files that only their owner may read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

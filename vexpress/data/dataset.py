@@ -96,7 +96,8 @@ class TalkingFaceDataset(Dataset):
     A clip is left out, with the reason in `rejected`, if its files cannot be read, its face info and video differ by
     more than `MAX_COUNT_DIFFERENCE` frames (else the smaller number is used), keypoints, landmarks or hidden states are
     not finite, or it is too short for `num_frames` and a reference frame `reference_margin` away from all of them.
-    Videos are not decoded for this; a row's `num_frames` is believed, and without it packets are counted.
+    Of a video, only the first frame is decoded for this; a row's `num_frames` is believed, and without it packets are
+    counted.
 
     Args:
         config: what samples are made of.
@@ -143,7 +144,7 @@ class TalkingFaceDataset(Dataset):
     def __len__(self) -> int:
         return len(self._clips)
 
-    def __getitem__(self, number: int) -> dict[str, Tensor | str]:
+    def __getitem__(self, number: int) -> dict[str, Tensor | str | int]:
         config = self.config
         epoch, position = divmod(number, len(self))
         clip = self._clips[_epoch_order(self.seed, epoch, len(self))[position]]

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from vexpress.audio_features import encode_audio
-from vexpress.checkpoints import LAYOUT, ModelPaths, load_audio_encoder
 from vexpress.data.formats import FaceInfo
 from vexpress.media.audio import load_audio
 from vexpress.media.faces import Face, FaceAnalyzer, track_face
@@ -46,18 +45,6 @@ def find_videos(input_dir: Path, leave_out: Path | None = None) -> list[Path]:
     if not found:
         raise InputError(f"{FLAG} {input_dir}: holds no video ({', '.join(VIDEO_SUFFIXES)})")
     return sorted(found, key=os.fsencode)
-
-
-def load_audio_models(
-    audio_encoder_path: Path, device: str | torch.device
-) -> tuple[Wav2Vec2Model, Wav2Vec2FeatureExtractor]:
-    """Loads the audio encoder of a folder, without the rest of a model folder.
-
-    Raises:
-        InputError: it is missing or damaged.
-    """
-    paths = ModelPaths(**dict.fromkeys(LAYOUT, Path(audio_encoder_path)))  # the other parts are not looked at
-    return load_audio_encoder(paths.audio_encoder_path, device=device)
 
 
 def build_face_info(frames: Iterable[list[Face]], max_gap: int, what: str) -> tuple[FaceInfo, list[int]]:

@@ -30,7 +30,7 @@ from vexpress.data.formats import NEEDED_PATH_KEYS, NUMBER_KEYS, ClipRecord, sav
 from vexpress.data.prepare import PrepareModels, PrepareSettings, prepare_source
 from vexpress.data.workers import run_workers
 from vexpress.media.faces import find_model_dir
-from vexpress.runtime import InputError, replacing
+from vexpress.runtime import InputError, check_output_path, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +145,7 @@ def check_settings(preparation: Preparation) -> None:
     }
     try:
         preparation.clips_dir.mkdir(parents=True, exist_ok=True)
+        check_output_path(path, "--output_dir")
         if path.exists() and next(_record_paths(output_dir), None):
             before = json.loads(path.read_text())
         else:

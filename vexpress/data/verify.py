@@ -108,7 +108,7 @@ def measure_video(path: Path) -> tuple[int, float]:
     with open_stream(path, "video", FLAG) as (container, stream):
         stream.thread_type = "AUTO"
         times = [frame.time for frame in decode_frames(container, stream, path)]
-        fps = stream.guessed_rate
+        fps = stream.guessed_rate or stream.average_rate
     if not times:
         raise InputError(f"{FLAG} {path}: no frame can be decoded")
     if len(times) > 1 and None not in times:

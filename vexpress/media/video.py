@@ -156,6 +156,7 @@ def write_video(
     fps: Fraction | float | int,
     audio: Audio | None = None,
     crf: int = 18,
+    keyframe_interval: int = 250,
 ) -> int:
     """Writes an MP4 of H.264 (yuv420p, BT.709) and AAC, frame by frame, so that memory does not grow with length.
 
@@ -168,6 +169,8 @@ def write_video(
         fps: frames per second, see `frame_rate`.
         audio: sound from the first frame on; None for none.
         crf: quality of x264, 0 (best) to 51; 18 is visually lossless.
+        keyframe_interval: most frames from one keyframe to the next; fewer make frames quicker to reach and the file
+            larger.
 
     Returns:
         Number of frames written.
@@ -188,7 +191,9 @@ def write_video(
         )
     with replacing(path) as temporary:
         try:
-            return _encode(temporary, itertools.chain([first], frames), (height, width, 3), fps, audio, crf)
+            return _encode(
+                temporary, itertools.chain([first], frames), (height, width, 3), fps, audio, crf, keyframe_interval
+            )
         except av.error.OSError as error:  # names the temporary file
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
@@ -200,13 +205,14 @@ def _encode(
     fps: Fraction,
     audio: Audio | None,
     crf: int,
+    keyframe_interval: int,
 ) -> int:
     options = {"movflags": "+faststart"}
     if audio is not None:
         audio = _encodable(audio)
         options["movie_timescale"] = str(audio.sampling_rate_hz)  # else the length is rounded to a millisecond
     with av.open(f"file:{path}", "w", format="mp4", container_options=options) as container:
-        video_stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf)})
+        video_stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "g": str(keyframe_interval)})
         video_stream.height, video_stream.width, _ = shape
         video_stream.pix_fmt = "yuv420p"
         tags = video_stream.codec_context

@@ -1,0 +1,265 @@
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.clips import make_face_info
+from vexpress.data.formats import (
+    ClipRecord,
+    FaceInfo,
+    load_audio_embeds,
+    load_face_info,
+    load_metadata,
+    save_audio_embeds,
+    save_face_info,
+    save_metadata,
+)
+from vexpress.runtime import InputError
+
+TRAINING_CLIP = Path(__file__).parents[4] / "shared" / "samples" / "training_clip"
+NUM_FRAMES = 7
+
+
+@pytest.fixture
+def face_info() -> FaceInfo:
+    embedding = np.random.default_rng(0).standard_normal((NUM_FRAMES, 512)).astype(np.float32)
+    return replace(make_face_info(NUM_FRAMES), embedding=embedding)
+
+
+def released_frames(info: FaceInfo) -> list:
+    """As the released extraction writes it."""
+    return [
+        [
+            {
+                "bbox": info.bbox[i],
+                "kps": info.kps[i],
+                "det_score": info.det_score[i],
+                "landmark_3d_68": None,
+                "landmark_2d_106": info.landmark_2d_106[i],
+                "gender": np.int64(1),
+                "age": 30,
+            }
+        ]
+        for i in range(info.num_frames)
+    ]
+
+
+def assert_same(info: FaceInfo, expected: FaceInfo) -> None:
+    for name, array in vars(expected).items():
+        if array is None:
+            assert getattr(info, name) is None
+        else:
+            assert getattr(info, name).dtype == np.float32
+            np.testing.assert_array_equal(getattr(info, name), array)
+
+
+class RunsCode:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+# Face info ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".pth"])
+@pytest.mark.parametrize("with_embedding", [True, False])
+def test_face_info_comes_back_as_it_was(tmp_path, face_info, suffix, with_embedding):
+    face_info = face_info if with_embedding else replace(face_info, embedding=None)
+    save_face_info(tmp_path / f"info{suffix}", face_info)
+    loaded = load_face_info(tmp_path / f"info{suffix}")
+    assert loaded.num_frames == NUM_FRAMES
+    assert_same(loaded, face_info)
+
+
+def test_released_face_info_is_read_and_written(tmp_path, face_info):
+    torch.save(released_frames(face_info), tmp_path / "released.pt")
+    assert_same(load_face_info(tmp_path / "released.pt"), replace(face_info, embedding=None))
+    save_face_info(tmp_path / "ours.pt", face_info)
+    frames = torch.load(tmp_path / "ours.pt", weights_only=True)  # without a list of safe types
+    assert isinstance(frames, list)
+    assert [len(faces) for faces in frames] == [1] * NUM_FRAMES
+    np.testing.assert_array_equal(frames[3][0]["kps"], face_info.kps[3])
+    assert frames[3][0]["landmark_2d_106"].shape == (106, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frames: frames[2].clear(), r"1 of 7 frames \(2\)"),
+        (lambda frames: [faces.append(faces[0]) for faces in frames], r"7 of 7 frames \(0, 1, 2, 3, 4, \.\.\.\)"),
+        (lambda frames: frames[1][0].pop("kps"), "kps"),
+        (lambda frames: frames[1][0].update(landmark_2d_106=np.zeros((68, 2), np.float32)), "landmark_2d_106"),
+        (lambda frames: frames.clear(), "no frames|bbox"),
+        (lambda frames: frames.append({}), "list of one dictionary|1 of 8"),
+        (lambda frames: frames.append(3), "list of one dictionary"),
+    ],
+)
+def test_unusable_face_info_is_refused(tmp_path, face_info, change, message):
+    frames = released_frames(face_info)
+    change(frames)
+    path = tmp_path / "face_info.pt"
+    torch.save(frames, path)
+    with pytest.raises(InputError, match=message) as error:
+        load_face_info(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("load", [load_face_info, load_audio_embeds])
+def test_no_code_in_a_file_is_run(tmp_path, load):
+    path = tmp_path / "evil.pt"
+    torch.save([[{"kps": RunsCode(tmp_path / "made")}]], path)
+    with pytest.raises(InputError, match="can run code"):
+        load(path)
+    np.savez(tmp_path / "evil.npz", kps=np.array([RunsCode(tmp_path / "made")], dtype=object))
+    with pytest.raises(InputError, match="damaged"):
+        load(tmp_path / "evil.npz")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt"])
+def test_damaged_face_info_names_the_file(tmp_path, face_info, suffix):
+    path = tmp_path / f"cut{suffix}"
+    save_face_info(path, face_info)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cut.*damaged"):
+        load_face_info(path)
+    path.write_bytes(pickle.dumps([1], protocol=2))
+    with pytest.raises(InputError, match="cut"):
+        load_face_info(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("none.npz", "does not exist"), ("info.txt", r"end in \.npz"), ("dir.pt", "folder")]
+)
+def test_face_info_that_is_no_file(tmp_path, name, message):
+    (tmp_path / "dir.pt").mkdir()
+    with pytest.raises(InputError, match=message):
+        load_face_info(tmp_path / name)
+
+
+def test_arrays_of_different_lengths_are_refused(tmp_path, face_info):
+    save_face_info(tmp_path / "info.npz", replace(face_info, kps=face_info.kps[:-1]))
+    with pytest.raises(InputError, match="'kps': 6"):
+        load_face_info(tmp_path / "info.npz")
+
+
+# Audio hidden states --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt", ".pth"])
+def test_audio_embeds_come_back_as_they_were(tmp_path, suffix):
+    embeds = torch.randn(9, 24).T.contiguous().T  # not contiguous
+    save_audio_embeds(tmp_path / f"a{suffix}", embeds)
+    assert torch.equal(load_audio_embeds(tmp_path / f"a{suffix}"), embeds)
+    if suffix == ".pt":
+        assert torch.load(tmp_path / "a.pt", weights_only=True)["global_embeds"].shape == (9, 1, 24)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"global_embeds": torch.zeros(3, 2, 8)},
+        {"other": torch.zeros(3, 8)},
+        [1],
+        {"global_embeds": torch.zeros(0, 1, 8)},
+    ],
+)
+def test_unusable_audio_embeds_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"a\.pt: global_embeds has shape"):
+        load_audio_embeds(tmp_path / "a.pt")
+
+
+def test_half_precision_states_become_single(tmp_path):
+    torch.save({"global_embeds": torch.ones(3, 1, 8, dtype=torch.float16)}, tmp_path / "a.pt")
+    assert load_audio_embeds(tmp_path / "a.pt").dtype == torch.float32
+
+
+# Metadata -------------------------------------------------------------------------------------------------------------
+def test_metadata_comes_back_and_can_be_moved(tmp_path):
+    inside, outside = tmp_path / "set", tmp_path / "other"
+    inside.mkdir()
+    full = ClipRecord(inside / "a.mp4", inside / "x" / "a.npz", outside / "a.pt", 2.5, 25.0, 62, inside / "a.wav")
+    released = ClipRecord(outside / "b.mp4", outside / "b.pt", outside / "c.pt")
+    save_metadata(inside / "metadata.json", [full, released])
+    assert load_metadata(inside / "metadata.json") == [full, released]
+    rows = json.loads((inside / "metadata.json").read_text())
+    assert rows[0]["video"] == "a.mp4"
+    assert rows[1] == {
+        "video": str(outside / "b.mp4"),
+        "face_info": str(outside / "b.pt"),
+        "audio_embeds": str(outside / "c.pt"),
+    }
+    inside.rename(tmp_path / "moved")
+    assert load_metadata(tmp_path / "moved" / "metadata.json")[0].face_info == tmp_path / "moved" / "x" / "a.npz"
+
+
+def test_relative_metadata_path_and_odd_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = b"ni\xf1o \xff.mp4".decode(errors="surrogateescape")
+    save_metadata("m.json", [ClipRecord(Path(name), Path("ä.npz"), Path("-a.pt"))])
+    assert load_metadata("m.json") == [ClipRecord(Path(name), Path("ä.npz"), Path("-a.pt"))]
+
+
+GOOD_ROW = {"video": "a.mp4", "face_info": "a.pt", "audio_embeds": "b.pt"}
+
+
+def test_other_keys_are_ignored_and_null_is_absent(tmp_path):
+    (tmp_path / "m.json").write_text(json.dumps([GOOD_ROW | {"title": "x", "fps": None, "audio": None}]))
+    [record] = load_metadata(tmp_path / "m.json")
+    assert (record.fps, record.audio, record.num_frames) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (3, "is a int"),
+        ({"video": "a.mp4", "face_info": "a.pt"}, 'has no "audio_embeds"'),
+        (GOOD_ROW | {"video": 5}, '"video" is 5'),
+        (GOOD_ROW | {"face_info": ""}, '"face_info" is ""'),
+        (GOOD_ROW | {"fps": "25"}, '"fps" is "25"'),
+        (GOOD_ROW | {"duration": float("nan")}, '"duration" is NaN'),
+        (GOOD_ROW | {"num_frames": 61.5}, '"num_frames" is 61.5'),
+        (GOOD_ROW | {"num_frames": True}, '"num_frames" is true'),
+        (GOOD_ROW | {"num_frames": 0}, '"num_frames" is 0'),
+    ],
+)
+def test_malformed_row_is_named(tmp_path, row, message):
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps([GOOD_ROW, row]))
+    with pytest.raises(InputError, match=message) as error:
+        load_metadata(path)
+    assert f"{path} row 2 of 2" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[{", "not valid JSON"), ("{}", "holds a dict"), ("\xff", "not valid JSON")]
+)
+def test_malformed_file_is_named(tmp_path, text, message):
+    path = tmp_path / "m.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=f"m.json.*{message}"):
+        load_metadata(path)
+
+
+def test_missing_metadata_is_named(tmp_path):
+    with pytest.raises(InputError, match="none.json: cannot be read"):
+        load_metadata(tmp_path / "none.json")
+
+
+# Real files -----------------------------------------------------------------------------------------------------------
+@pytest.mark.skipif(not TRAINING_CLIP.exists(), reason="the sample training clip is not beside the repository")
+def test_real_released_files(tmp_path):
+    info = load_face_info(TRAINING_CLIP / "face_info.pt")
+    assert info.num_frames == 61
+    assert info.embedding.shape == (61, 512)
+    x1, y1, x2, y2 = info.bbox.T
+    nose_x, nose_y = info.kps[:, 2].T
+    assert ((x1 < nose_x) & (nose_x < x2) & (y1 < nose_y) & (nose_y < y2)).all()
+    assert load_audio_embeds(TRAINING_CLIP / "aud_embeds.pt").shape == (102, 768)
+    save_face_info(tmp_path / "again.npz", info)
+    assert_same(load_face_info(tmp_path / "again.npz"), info)
