@@ -8,6 +8,7 @@ The same command resumes where the run was cut off. Several processes: train_sta
 import argparse
 import logging
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image
 from vexpress import runtime
 from vexpress.checkpoints import load_audio_encoder
 from vexpress.config import TrainConfig, load_config
-from vexpress.data.formats import load_face_info, load_metadata
+from vexpress.data.formats import ClipRecord, load_face_info
 from vexpress.diffusion import build_scheduler
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.video import constant_rate, probe_video, read_frames, write_video
@@ -29,6 +30,8 @@ from vexpress.training.stages import TrainingNetworks
 from vexpress.training.trainer import Trainer, describe_plan
 
 logger = logging.getLogger("vexpress")
+
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def build_parser() -> runtime.ArgumentParser:
@@ -40,18 +43,21 @@ def build_parser() -> runtime.ArgumentParser:
     return parser
 
 
-def write_validation_video(config: TrainConfig, networks: TrainingNetworks, vae: AutoencoderKL, step: int) -> None:
-    """Generates the start of the first validation clip from its first frame, and puts it beside the true one.
+def write_validation_video(
+    config: TrainConfig, networks: TrainingNetworks, vae: AutoencoderKL, record: ClipRecord, step: int
+) -> None:
+    """Generates the start of a clip from its first frame, and puts it beside the true one.
 
     Args:
         config: of the run; the file goes into `output_dir`/validation.
         networks: in eval mode.
         vae: of the run.
+        record: of the clip.
         step: for the file's name.
     """
     size = (config.data.train_width, config.data.train_height)
-    record = load_metadata((config.validation.meta_paths or config.data.meta_paths)[0])[0]
-    fps = probe_video(record.video).fps
+    info = probe_video(record.video)
+    fps = info.fps
     true = [
         np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
         for _, frame in zip(range(config.validation.num_frames), constant_rate(read_frames(record.video), fps))
@@ -59,7 +65,6 @@ def write_validation_video(config: TrainConfig, networks: TrainingNetworks, vae:
     audio = load_audio(record.audio or record.video)
     audio = Audio(audio.samples[:, : round(len(true) / float(fps) * audio.sampling_rate_hz)], audio.sampling_rate_hz)
     face_info = load_face_info(record.face_info)
-    info = probe_video(record.video)
     kps = torch.from_numpy(face_info.kps[: len(true), :3]) * torch.tensor([size[0] / info.width, size[1] / info.height])
 
     encoder, processor = load_audio_encoder(config.audio_model_path, vae.dtype, vae.device, "audio_model_path")
@@ -102,6 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
     trainer.train()
     if is_main:
         print(f"{config.output_dir}: step {trainer.step} of {config.solver.max_train_steps}, model in export/")
+    if trainer.step < config.solver.max_train_steps:  # stopped by SIGTERM; what follows must not take it for done
+        sys.exit(EXIT_TERMINATED)
 
 
 if __name__ == "__main__":

@@ -21,18 +21,26 @@ usage() {
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python}
 if [ -z "${HOST_GPU_NUM:-}" ]; then
-    HOST_GPU_NUM=$(nvidia-smi --list-gpus 2>/dev/null | wc -l) || HOST_GPU_NUM=0
-    [ "$HOST_GPU_NUM" -gt 0 ] || HOST_GPU_NUM=1
+    HOST_GPU_NUM=$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')
 fi
 
+# SIGTERM and Ctrl-C go on to the training processes, which save and stop; then a stage that is not done fails.
 run() {
-    if [ "$HOST_GPU_NUM" -eq 1 ] && [ "${HOST_NUM:-1}" -eq 1 ]; then
-        "$python" "$here/train.py" --config "$@"
-    else
-        "$python" -m torch.distributed.run --nproc_per_node "$HOST_GPU_NUM" --nnodes "${HOST_NUM:-1}" \
-            --node_rank "${INDEX:-0}" --master_addr "${CHIEF_IP:-127.0.0.1}" --master_port "${CHIEF_PORT:-29500}" \
-            "$here/train.py" --config "$@"
+    local launch=() status=0
+    if [ "$HOST_GPU_NUM" -ne 1 ] || [ "${HOST_NUM:-1}" -ne 1 ]; then
+        launch=(-m torch.distributed.run --nproc_per_node "$HOST_GPU_NUM" --nnodes "${HOST_NUM:-1}"
+            --node_rank "${INDEX:-0}" --master_addr "${CHIEF_IP:-127.0.0.1}" --master_port "${CHIEF_PORT:-29500}")
     fi
+    "$python" "${launch[@]}" "$here/train.py" --config "$@" &
+    local child=$!
+    trap 'kill -TERM "$child"' TERM INT
+    wait "$child" || status=$?
+    while kill -0 "$child" 2>/dev/null; do
+        status=0
+        wait "$child" || status=$?
+    done
+    trap - TERM INT
+    return "$status"
 }
 
 [ $# -ge 1 ] || usage
@@ -42,6 +50,14 @@ case "$1" in
     [ $# -ge 2 ] || usage
     folder=$2
     shift 2
+    for override in "$@"; do
+        case "$override" in
+        init.* | output_dir=* | train_stage=*)
+            echo "error: $override would go to all three stages; set it in the stage's file in $folder" >&2
+            exit 2
+            ;;
+        esac
+    done
     for stage in stage_1 stage_2 stage_3; do
         run "$folder/$stage.yaml" "$@"
     done

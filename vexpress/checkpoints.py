@@ -24,6 +24,7 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers.utils.logging import disable_progress_bar
 
 from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
 from vexpress.runtime import InputError, replacing
@@ -327,6 +328,7 @@ def load_audio_encoder(
     Raises:
         InputError: one of them cannot be loaded; `flag` is named.
     """
+    disable_progress_bar()  # one that is gone within a second, in the middle of the program's own
     encoder = load_pretrained(Wav2Vec2Model, folder, flag, dtype=dtype, attn_implementation="sdpa").eval().to(device)
     return encoder, load_pretrained(Wav2Vec2FeatureExtractor, folder, flag)
 

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,11 @@ from vexpress.runtime import InputError, replacing
 
 REPLACED_KEYS = {
     "solver.enable_xformers_memory_efficient_attention": "nothing, attention always is scaled_dot_product_attention",
+    "enable_xformers_memory_efficient_attention": "nothing, attention always is scaled_dot_product_attention",
+    "resume_from_checkpoint": "nothing, the same command with the same output_dir resumes",
+    "save_model_epoch_interval": "checkpointing_steps",
+    "image_encoder_path": "nothing, there is no image encoder",
+    "module_training.motion_module": "module_training.denoising_unet, or STAGES in vexpress/training/stages.py",
     "stage1_ckpt_dir": "init.source=stage and init.path, the folder exported by the stage before",
     "stage2_ckpt_dir": "init.source=stage and init.path, the folder exported by the stage before",
     "motion_module_path": "init.motion_module_path",
@@ -26,6 +31,10 @@ REPLACED_KEYS = {
     "val": "validation",
 }
 """Keys of released configurations that are gone -> what to set instead."""
+
+
+LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
+"""Of `diffusers.optimization`."""
 
 
 @dataclass
@@ -73,6 +82,8 @@ class DataConfig:
         _check_range("data.sample_rate", self.sample_rate, 1, 1000)
         _check_range("data.reference_margin", self.reference_margin, 0, 1_000_000)
         _check_range("data.lip_loss_weight", self.lip_loss_weight, 0, 1e6)
+        _check_range("data.num_workers", self.num_workers, 0, 1024)
+        _check_range("data.num_padding_audio_frames", self.num_padding_audio_frames, 0, 100)
         _check_range("data.lip_mask_scale", self.lip_mask_scale, 0.1, 100)
         for name in ("flip_rate", "kps_drop_rate", "reference_drop_rate"):
             _check_range(f"data.{name}", getattr(self, name), 0, 1)
@@ -94,7 +105,7 @@ class SolverConfig:
     """Updates, counted over restarts."""
     learning_rate: float = 1e-6
     lr_scheduler: str = "constant"
-    """A name of `diffusers.optimization`: constant, constant_with_warmup, linear, cosine, ..."""
+    """One of `LR_SCHEDULERS`."""
     lr_warmup_steps: int = 0
     gradient_accumulation_steps: int = 1
     """Micro-batches per update; the gradient is that of one large batch."""
@@ -121,6 +132,13 @@ class SolverConfig:
         _check_range("solver.learning_rate", self.learning_rate, 0, 10)
         _check_range("solver.gradient_accumulation_steps", self.gradient_accumulation_steps, 1, 10**6)
         _check_range("solver.max_grad_norm", self.max_grad_norm, 1e-6, 1e9)
+        _check_range("solver.lr_warmup_steps", self.lr_warmup_steps, 0, 10**9)
+        _check_range("solver.adam_beta1", self.adam_beta1, 0, 0.99999)
+        _check_range("solver.adam_beta2", self.adam_beta2, 0, 0.9999999)
+        _check_range("solver.adam_weight_decay", self.adam_weight_decay, 0, 10)
+        _check_range("solver.adam_epsilon", self.adam_epsilon, 0, 1e6)
+        if self.lr_scheduler not in LR_SCHEDULERS:
+            raise InputError(f"solver.lr_scheduler={self.lr_scheduler}: allowed are {', '.join(LR_SCHEDULERS)}")
         if self.ema_decay is not None:
             _check_range("solver.ema_decay", self.ema_decay, 0, 1)
         if self.mixed_precision not in ("no", "fp16", "bf16"):
@@ -191,6 +209,8 @@ class ValidationConfig:
         _check_range("validation.steps", self.steps, 0, 10**9)
         _check_range("validation.num_samples", self.num_samples, 0, 10**6)
         _check_range("validation.num_frames", self.num_frames, 0, 10**6)
+        _check_range("validation.num_inference_steps", self.num_inference_steps, 1, 1000)
+        _check_range("validation.guidance_scale", self.guidance_scale, 0, 100)
 
 
 @dataclass
@@ -238,6 +258,9 @@ class TrainConfig:
         for key, values in allowed.items():
             if getattr(self, key) not in values:
                 raise InputError(f"{key}={getattr(self, key)}: allowed are {', '.join(map(str, values))}")
+        if self.train_stage == "stage_3" and self.init.motion_module_path:
+            raise InputError("init.motion_module_path in stage_3 would replace what stage 2 has trained: unset it")
+        _check_range("seed", self.seed, 0, 2**63 - 1)
         _check_range("uncond_ratio", self.uncond_ratio, 0, 1)
         _check_range("noise_offset", self.noise_offset, 0, 10)
         _check_range("checkpointing_steps", self.checkpointing_steps, 1, 10**9)
@@ -276,9 +299,23 @@ def load_config(path: str | PathLike, overrides: Sequence[str] = ()) -> TrainCon
             raise InputError(f"{path}: key {key} is gone; instead: {hint}") from error
         near = difflib.get_close_matches(key, _all_keys(TrainConfig), n=1)
         raise InputError(f"{path}: unknown key {key}{f'; did you mean {near[0]}?' if near else ''}") from error
+    except YAMLError as error:
+        raise InputError(f"{path}: an override is not valid YAML ({' '.join(str(error).split())})") from error
     except OmegaConfBaseException as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path}: {getattr(error, 'full_key', None) or 'value'}: {reason}") from error
+
+
+def differing_keys(first: TrainConfig, second: TrainConfig) -> list[str]:
+    """Keys, with dots, in which two configurations differ."""
+
+    def flatten(entry: Any, prefix: str) -> dict[str, Any]:
+        if not isinstance(entry, dict) or not entry:
+            return {prefix.rstrip("."): entry}
+        return {key: value for name, part in entry.items() for key, value in flatten(part, f"{prefix}{name}.").items()}
+
+    flat = [flatten(asdict(config), "") for config in (first, second)]
+    return [key for key in {**flat[0], **flat[1]} if flat[0].get(key) != flat[1].get(key)]
 
 
 def save_config(config: TrainConfig, path: str | PathLike) -> None:

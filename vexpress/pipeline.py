@@ -263,7 +263,10 @@ class VExpressPipeline(DiffusionPipeline):
 
         # 3. noise, drawn on the CPU to be the same on every device
         generator = torch.Generator("cpu").manual_seed(seed)
-        self.scheduler.set_timesteps(num_inference_steps)
+        try:
+            self.scheduler.set_timesteps(num_inference_steps)
+        except ValueError as error:  # LCM, say, takes at most 50
+            raise InputError(f"num_inference_steps {num_inference_steps} with this scheduler: {error}") from error
         if latents is None:
             shape = (1, self.denoising_unet.config.in_channels, num_frames, *kps_features.shape[-2:])
             latents = torch.randn(shape, generator=generator)
@@ -281,6 +284,11 @@ class VExpressPipeline(DiffusionPipeline):
             )
             audio_kv = {path: tuple(part.cpu() for part in kv) for path, kv in conditions.audio_kv.items()}
             clip = PreparedClip(replace(conditions, audio_kv=audio_kv), kps_features, kps_index)
+
+            def on_step(step: int, timestep: Tensor, current: Tensor) -> Tensor | None:
+                bar.set_postfix_str(f"step {step + 1} of {num_inference_steps}")
+                return callback(step, timestep, current) if callback else None
+
             latents = sample(
                 guided(partial(self._predict, clip, device), guidance_scale),
                 latents,
@@ -289,7 +297,7 @@ class VExpressPipeline(DiffusionPipeline):
                 windows_per_batch=windows_per_batch,
                 generator=generator,
                 on_window=bar.update,
-                on_step=callback,
+                on_step=on_step,
             )
         if output_type == "latent":
             return VExpressPipelineOutput(frames=latents)

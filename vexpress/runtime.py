@@ -145,8 +145,9 @@ def run_program(main: Callable[[], None]) -> int:
     try:
         main()
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":  # all processes of torchrun say the same
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        who = "" if rank == "0" else f" (process {rank})"
+        print(f"error{who}: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -155,6 +156,6 @@ def run_program(main: Callable[[], None]) -> int:
         print(f"error: no space left on the disk{where}; free some or change the output path", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted: no output file was written", file=sys.stderr)
+        print("interrupted: nothing half-written is left", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0

@@ -65,6 +65,13 @@ def test_schedulers_run_from_one_frame_up(inputs, name):
     assert latents(pipe, inputs).shape == (1, 4, NUM_FRAMES, SIZE // 8, SIZE // 8)
 
 
+def test_more_steps_than_a_scheduler_can_take(inputs):
+    pipe = tiny.pipeline()
+    pipe.scheduler = build_scheduler("lcm")
+    with pytest.raises(ValueError, match="num_inference_steps 200 with this scheduler"):
+        latents(pipe, {**inputs, "num_inference_steps": 200})
+
+
 def test_odd_latent_sizes(pipe, inputs):
     assert latents(pipe, inputs, height=72, width=88).shape == (1, 4, NUM_FRAMES, 9, 11)
 

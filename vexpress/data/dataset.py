@@ -141,6 +141,11 @@ class TalkingFaceDataset(Dataset):
         if self.rejected:
             logger.warning("%d of %d clips are left out: %s", len(self.rejected), len(rows), left_out)
 
+    @property
+    def records(self) -> list[ClipRecord]:
+        """Rows of the clips that serve."""
+        return [clip.record for clip in self._clips]
+
     def __len__(self) -> int:
         return len(self._clips)
 

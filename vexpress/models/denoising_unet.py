@@ -45,7 +45,6 @@ class DenoisingUNet(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["ResnetBlock2D", "SpatialTransformer", "MotionModule"]
 
     @register_to_config
     def __init__(

@@ -146,6 +146,7 @@ def build_training_networks(config: TrainConfig) -> TrainingNetworks:
         elif init.source == "animate_anyone":
             load_animate_anyone(networks, Path(init.path))
         networks.denoising_unet.silence_motion()
+    _check_widths(networks)
     if STAGES[config.train_stage].starts_silent or init.source != "stage":
         networks.denoising_unet.silence_audio()
     if init.motion_module_path:
@@ -166,5 +167,23 @@ def _build_from_config(config: TrainConfig) -> dict[str, nn.Module]:
             "v_kps_guider": VKpsGuider(**config.model.v_kps_guider),
             "audio_projection": AudioProjection(**config.model.audio_projection),
         }
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise InputError(f"{path} or model.*: the networks cannot be built ({error})") from error
+
+
+def _check_widths(networks: TrainingNetworks) -> None:
+    unet, guider, audio = (
+        network.config for network in (networks.denoising_unet, networks.v_kps_guider, networks.audio_projection)
+    )
+    if guider.out_channels != unet.block_out_channels[0]:
+        raise InputError(
+            f"model.v_kps_guider.out_channels={guider.out_channels}: the UNet's first width is "
+            f"{unet.block_out_channels[0]}"
+        )
+    if audio.output_dim != unet.cross_attention_dim:
+        raise InputError(
+            f"model.audio_projection.output_dim={audio.output_dim}: the UNet's cross_attention_dim is "
+            f"{unet.cross_attention_dim}"
+        )
+    if min(audio.heads, audio.dim_head, audio.depth, audio.num_queries) < 1:
+        raise InputError("model.audio_projection: heads, dim_head, depth and num_queries must be at least 1")

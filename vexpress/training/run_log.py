@@ -30,7 +30,8 @@ class RunLog:
         self.curve_path = folder / "loss.png"
         self.entries = []
         if self.path.exists():
-            entries = (json.loads(line) for line in self.path.read_text().splitlines())
+            lines = self.path.read_text().splitlines()
+            entries = (json.loads(line) for line in lines if line.endswith("}"))  # not one that a crash cut off
             self.entries = [entry for entry in entries if entry["step"] <= start_step]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(f"{json.dumps(entry)}\n" for entry in self.entries))
@@ -64,17 +65,17 @@ class RunLog:
 def describe_run(weight_paths: list[Path]) -> dict[str, str]:
     """What a run was made with: versions, the git commit, and a sha256 of each file of weights."""
     packages = {name: version(name) for name in ("torch", "diffusers", "transformers", "accelerate")}
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-    )
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "not known: no git, or no checkout"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     return {
         "python": platform.python_version(),
         **packages,
         "device": device,
-        "commit": git.stdout.strip() if git.returncode == 0 else "not in a git checkout",
+        "commit": commit,
         **{str(path): f"sha256 {_hash_file(path)}" for path in weight_paths},
     }
 

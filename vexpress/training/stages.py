@@ -75,6 +75,9 @@ STAGES = {
 class TrainingNetworks(nn.Module):
     """The four networks, chained as a training step chains them. One module, for DDP, FSDP and DeepSpeed."""
 
+    # What FSDP gathers on its own. Not transformer blocks: keys and values are projected outside of their forward.
+    _no_split_modules = ("ResnetBlock2D", "MotionModule")
+
     def __init__(
         self,
         reference_net: ReferenceNet,
@@ -182,10 +185,11 @@ def count_parameters(networks: TrainingNetworks) -> dict[str, tuple[int, int]]:
 
 
 def compute_memory_bytes(networks: TrainingNetworks, mixed_precision: str) -> int:
-    """Bytes for weights, gradients and Adam's two moments on one process; activations come on top."""
-    frozen_bytes = 4 if mixed_precision == "no" else 2
+    """Bytes for the networks' weights, gradients and Adam's two moments on one process; all else comes on top."""
+    frozen_bytes = 4 if mixed_precision == "no" else 2  # of networks of which nothing is trained, see `half_frozen`
     return sum(
-        trained * 16 + (total - trained) * frozen_bytes for trained, total in count_parameters(networks).values()
+        total * 4 + trained * 12 if trained else total * frozen_bytes
+        for trained, total in count_parameters(networks).values()
     )
 
 

@@ -2,32 +2,34 @@
 
 import json
 import logging
-import shutil
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration, gather_object
 from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from einops import rearrange
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vexpress.checkpoints import LAYOUT, SUFFIXES, load_vae, read_config, save_networks
+from vexpress.checkpoints import SUFFIXES, load_vae
 from vexpress.config import TrainConfig, format_config, save_config
 from vexpress.data.dataset import SampleStream, TalkingFaceDataset
+from vexpress.data.formats import ClipRecord
 from vexpress.diffusion import build_scheduler, min_snr_weights, scale_latents, vae_downsampling, weighted_loss
 from vexpress.runtime import DTYPES, InputError
 from vexpress.training.draws import draw
 from vexpress.training.initialize import build_training_networks
 from vexpress.training.run_log import RunLog, describe_run
+from vexpress.training.run_state import RunState
 from vexpress.training.stages import (
     TrainingNetworks,
     compute_memory_bytes,
@@ -39,11 +41,9 @@ from vexpress.training.stages import (
 logger = logging.getLogger(__name__)
 
 FRAMES_PER_ENCODING = 8  # that the VAE encodes at once
-STATE_FILE = "trainer.json"
-EXTRA_STATE_FILE = "schedule.pt"
 
-OnValidation = Callable[[TrainingNetworks, AutoencoderKL, int], None]
-"""Called on the main process with the networks, in eval mode, and the step."""
+OnValidation = Callable[[TrainingNetworks, AutoencoderKL, ClipRecord, int], None]
+"""Called on the main process with the networks, in eval mode, a clip of the validation set, and the step."""
 
 
 class Trainer:
@@ -62,6 +62,8 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.accelerator = build_accelerator(config)
         self.stop_requested = False
+        if not Path(config.audio_model_path).is_dir():  # for the exported model
+            raise InputError(f"audio_model_path {config.audio_model_path}: no such folder")
 
         # 1. networks
         self.networks = build_training_networks(config)
@@ -99,7 +101,8 @@ class Trainer:
         if config.solver.ema_decay is not None:
             self.ema = EMAModel(self._trained(), decay=config.solver.ema_decay)
             self.ema.to(self.accelerator.device)
-        self.step = self._resume()
+        self.state = RunState(config, self.accelerator, self.model, self.networks, lr_scheduler, self.ema)
+        self.step, self.num_samples = self.state.resume()
 
     # ---- the loop ----------------------------------------------------------------------------------------------------
 
@@ -107,71 +110,84 @@ class Trainer:
         """Trains up to `solver.max_train_steps` updates, or until SIGTERM; then saves and exports.
 
         Raises:
-            InputError: the loss is not finite, or the disk is full.
+            InputError: a loss or gradient is not finite, a clip cannot be read, or the disk is full.
         """
+        previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
+        try:
+            self._train()
+        finally:
+            signal.signal(signal.SIGTERM, previous_handler)
+            self.accelerator.end_training()
+
+    def _train(self) -> None:
         config = self.config
         self._write_header()
-        previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
         log = RunLog(self.folder, self.step) if self.accelerator.is_main_process else None
         batches = self._batches()
-        sums, since = {}, time.perf_counter()
-        first_step = self.step
+        sums: dict[str, float] = {}
+        num_summed, since = 0, time.perf_counter()
         while self.step < config.solver.max_train_steps and not self._should_stop():
             # 1. one update
             measured = self._update(batches)
             self.step += 1
+            self.num_samples += self.samples_per_update
             sums = {key: sums.get(key, 0.0) + value for key, value in measured.items()}
+            num_summed += 1
 
             # 2. log
             if self.step % config.log_steps == 0 or self.step == config.solver.max_train_steps:
-                num_steps = self.step - max(first_step, (self.step - 1) // config.log_steps * config.log_steps)
-                seconds = (time.perf_counter() - since) / num_steps
-                self._log(log, {key: value / num_steps for key, value in sums.items()}, seconds)
-                sums, since = {}, time.perf_counter()
+                means = {key: value / num_summed for key, value in sums.items()}
+                self._log(log, means, (time.perf_counter() - since) / num_summed)
+                sums, num_summed, since = {}, 0, time.perf_counter()
 
-            # 3. validate
+            # 3. validate and save, which the time per step leaves out
+            paused = time.perf_counter()
             if config.validation.steps and self.step % config.validation.steps == 0:
                 self._validate(log)
-                since = time.perf_counter()
-
-            # 4. save
-            if self.step % config.checkpointing_steps == 0 and self.step < config.solver.max_train_steps:
-                self.save()
-                since = time.perf_counter()
-        if self.step > first_step or not (self.folder / "export").exists():
-            self.save()
+            if self.step % config.checkpointing_steps == 0:
+                self.state.save(self.step, self.num_samples)
+            since += time.perf_counter() - paused
+        self.state.save(self.step, self.num_samples)
         if log:
             log.draw_curve()
-        self.accelerator.end_training()
-        signal.signal(signal.SIGTERM, previous_handler)
+
+    @property
+    def samples_per_update(self) -> int:
+        """Samples of all processes together."""
+        config = self.config
+        return config.data.train_bs * config.solver.gradient_accumulation_steps * self.accelerator.num_processes
 
     def _update(self, batches: Iterator[dict]) -> dict[str, float]:
         """Micro-batches to one update of the weights; returns means over all samples of it."""
-        measured: dict[str, float] = {}
-        data_seconds, num_batches = 0.0, self.config.solver.gradient_accumulation_steps
+        num_batches = self.config.solver.gradient_accumulation_steps
+        totals = torch.zeros(3)  # loss, and squared error and size of mouths
+        data_seconds, lr = 0.0, self.lr_scheduler.get_last_lr()[0]
         for _ in range(num_batches):
             started = time.perf_counter()
             batch = next(batches)
             data_seconds += time.perf_counter() - started
             with self.accelerator.accumulate(self.model):
-                loss, mouth_loss = self.compute_loss(batch)
-                self._check_finite(loss, batch)
+                loss, mouth = self.compute_loss(batch)
+                self._check_finite(loss, "loss", batch)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self._trained(), self.config.solver.max_grad_norm)
+                    if self.accelerator.scaler is None:  # which else skips such an update
+                        self._check_finite(torch.as_tensor(norm), "gradient", batch)
                 self.optimizer.step()
-                if self.accelerator.sync_gradients:
+                if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
                     self.lr_scheduler.step()
+                    if self.ema is not None:
+                        self.ema.step(self._trained())
                 self.optimizer.zero_grad(set_to_none=True)
-            losses = self.accelerator.gather(torch.stack([loss, mouth_loss]).detach()[None]).mean(dim=0) / num_batches
-            measured["loss"] = measured.get("loss", 0.0) + losses[0].item()
-            measured["mouth_loss"] = measured.get("mouth_loss", 0.0) + losses[1].item()
-        if self.ema is not None:
-            self.ema.step(self._trained())
-        return {**measured, "grad_norm": float(norm), "data_seconds": data_seconds}
+            gathered = self.accelerator.gather(torch.stack([loss.detach(), *mouth])[None]).cpu()
+            totals += torch.stack([gathered[:, 0].mean() / num_batches, gathered[:, 1].sum(), gathered[:, 2].sum()])
+        mouth_loss = totals[1] / totals[2].clamp(min=1)
+        measured = {"loss": totals[0].item(), "mouth_loss": mouth_loss.item(), "grad_norm": float(norm), "lr": lr}
+        return {**measured, "data_seconds": data_seconds}
 
-    def compute_loss(self, batch: dict, drop: bool = True) -> tuple[Tensor, Tensor]:
-        """The loss of a batch of the dataset, and the plain squared error on the mouth.
+    def compute_loss(self, batch: dict, drop: bool = True) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The loss of a batch of the dataset; and the plain squared error on mouths, as sum and number of elements.
 
         Args:
             batch: collated samples.
@@ -201,8 +217,8 @@ class Trainer:
             weights = min_snr_weights(self.alphas_cumprod, draws.timesteps, gamma)
         lip_masks = batch["lip_masks"].to(device)
         loss = weighted_loss(prediction, target, weights, lip_masks, self.config.data.lip_loss_weight)
-        mouth = (prediction.detach() - target).square() * lip_masks
-        return loss, mouth.sum() / (lip_masks.sum() * target.shape[1]).clamp(min=1)
+        squared_error = (prediction.detach() - target).square() * lip_masks
+        return loss, (squared_error.sum(), lip_masks.sum() * target.shape[1])
 
     @torch.no_grad()
     def _encode(self, batch: dict) -> tuple[Tensor, Tensor]:
@@ -234,33 +250,37 @@ class Trainer:
 
     def _batches(self) -> Iterator[dict]:
         """Batches from where the run stands, without end."""
-        config, accelerator = self.config, self.accelerator
-        samples_per_update = (
-            config.data.train_bs * config.solver.gradient_accumulation_steps * accelerator.num_processes
-        )
-        stream = SampleStream(self.step * samples_per_update, accelerator.process_index, accelerator.num_processes)
+        accelerator = self.accelerator
         loader = DataLoader(
             self.dataset,
-            batch_size=config.data.train_bs,
-            sampler=stream,
-            num_workers=config.data.num_workers,
+            batch_size=self.config.data.train_bs,
+            sampler=SampleStream(self.num_samples, accelerator.process_index, accelerator.num_processes),
+            num_workers=self.config.data.num_workers,
             pin_memory=accelerator.device.type == "cuda",
+            worker_init_fn=_ignore_sigterm,
         )
-        return iter(loader)
+        batches = iter(loader)
+        while True:
+            try:
+                yield next(batches)
+            except InputError as error:  # a worker's comes with its traceback in the text
+                raise InputError(str(error).strip().splitlines()[-1].split("InputError: ")[-1]) from error
 
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     # ---- watching ----------------------------------------------------------------------------------------------------
 
-    def _check_finite(self, loss: Tensor, batch: dict) -> None:
+    def _check_finite(self, value: Tensor, what: str, batch: dict) -> None:
         """On all processes alike: one that stopped alone would leave the others waiting."""
-        if self.accelerator.gather(loss.detach().reshape(1)).isfinite().all():
+        value = value.detach().reshape(1).to(self.accelerator.device)
+        if self.accelerator.gather(value).isfinite().all():
             return
-        names = ", ".join(batch["name"])
+        bad = [] if bool(value.isfinite()) else list(batch["name"])
+        names = ", ".join(dict.fromkeys(gather_object(bad)))
         raise InputError(
-            f"the loss is {float(loss)} at step {self.step + 1}, samples {names}: lower solver.learning_rate, "
-            "or use solver.mixed_precision=bf16 or no; the last checkpoint is untouched"
+            f"the {what} is not finite at step {self.step + 1}, samples {names}: lower solver.learning_rate, or use "
+            "solver.mixed_precision=bf16 or no; the last checkpoint is untouched"
         )
 
     def _log(self, log: RunLog | None, means: dict[str, float], seconds: float) -> None:
@@ -268,18 +288,18 @@ class Trainer:
         if log is None:
             return
         config = self.config
-        samples = config.data.train_bs * config.solver.gradient_accumulation_steps * self.accelerator.num_processes
-        entry = {"step": self.step, **means, "lr": self.lr_scheduler.get_last_lr()[0]}
-        entry |= {"seconds_per_step": seconds, "samples_per_second": samples / seconds}
+        entry = {"step": self.step, **means}
+        entry |= {"seconds_per_step": seconds, "samples_per_second": self.samples_per_update / seconds}
         if self.accelerator.device.type == "cuda":
             entry["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        else:
+            entry["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         log.add(entry)
         self.accelerator.log({key: value for key, value in entry.items() if key != "step"}, step=self.step)
         remaining = (config.solver.max_train_steps - self.step) * seconds / 60
-        memory = f" | {entry['peak_memory_gib']:.1f} GiB" if "peak_memory_gib" in entry else ""
         logger.info(
             "step %d/%d | loss %.4f | mouth %.4f | grad norm %.3f | lr %.2e | %.2f s/step, %.2f waiting for data | "
-            "%.2f samples/s%s | %.0f min left",
+            "%.2f samples/s | peak %.1f GiB | %.0f min left",
             self.step,
             config.solver.max_train_steps,
             entry["loss"],
@@ -289,141 +309,55 @@ class Trainer:
             seconds,
             entry["data_seconds"],
             entry["samples_per_second"],
-            memory,
+            entry["peak_memory_gib"],
             remaining,
         )
 
     @torch.no_grad()
     def _validate(self, log: RunLog | None) -> None:
         """Loss on fixed samples with fixed noise and nothing dropped, and what `on_validation` makes."""
-        training = {name: network.training for name, network in self.networks.named_children()}
+        training = {module: module.training for module in self.model.modules()}
         self.model.eval()
-        losses = []
+        totals = torch.zeros(3)
         for number in range(self.config.validation.num_samples):
             batch = torch.utils.data.default_collate([self.validation_set[number]])
-            losses.append(torch.stack(self.compute_loss(batch, drop=False)).cpu())
-        if losses and log is not None:
-            loss, mouth_loss = torch.stack(losses).mean(dim=0).tolist()
+            loss, mouth = self.compute_loss(batch, drop=False)
+            totals += torch.stack([loss, *mouth]).cpu()
+        if self.config.validation.num_samples and log is not None:
+            loss = (totals[0] / self.config.validation.num_samples).item()
+            mouth_loss = (totals[1] / totals[2].clamp(min=1)).item()
             log.add({"step": self.step, "validation_loss": loss, "validation_mouth_loss": mouth_loss})
             self.accelerator.log({"validation_loss": loss, "validation_mouth_loss": mouth_loss}, step=self.step)
             logger.info("step %d | validation loss %.4f | mouth %.4f", self.step, loss, mouth_loss)
             log.draw_curve()
         if self.on_validation and self.accelerator.is_main_process and not self.config.solver.fsdp:
-            self.on_validation(self.networks, self.vae, self.step)
+            try:
+                with self.accelerator.autocast():  # trained networks are fp32, the others may be half
+                    self.on_validation(self.networks, self.vae, self.validation_set.records[0], self.step)
+            except InputError as error:  # not worth a run
+                logger.warning("no validation video: %s", error)
         self.accelerator.wait_for_everyone()
-        for name, network in self.networks.named_children():
-            network.train(training[name])
+        for module, mode in training.items():
+            module.training = mode
 
     def _write_header(self) -> None:
         if not self.accelerator.is_main_process:
             return
         config = self.config
         save_config(config, self.folder / "config.yaml")
-        source = Path(config.init.path or Path(config.base_model_path) / "unet")
-        files = sorted(source.rglob("*")) if config.init.source != "random" else []
-        weights = [path for path in files if path.suffix in SUFFIXES and path.is_file()]
-        header = describe_run(weights)
-        (self.folder / "run.json").write_text(json.dumps(header, indent=2) + "\n")
+        folders = [Path(config.vae_model_path)]
+        if config.init.source == "unet":
+            folders.append(Path(config.init.path or Path(config.base_model_path) / "unet"))
+        elif config.init.path:
+            folders += [Path(config.init.path), Path(config.init.path) / "v-express"]
+        files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES]
+        files += [Path(config.init.motion_module_path)] if config.init.motion_module_path else []
+        header = {"step": self.step, **describe_run(files)}
+        with open(self.folder / "runs.jsonl", "a") as file:
+            file.write(f"{json.dumps(header)}\n")
         for key, value in header.items():
             logger.info("%s: %s", key, value)
         self.accelerator.init_trackers("vexpress", config={"yaml": format_config(config)})
-
-    # ---- saving ------------------------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Writes the full state and the exported model, each under a temporary name first.
-
-        Raises:
-            InputError: it cannot be written; what was there before is untouched.
-        """
-        final = self.folder / "checkpoints" / f"step_{self.step:08d}"
-        partial = final.with_name(f".{final.name}.part")
-        try:
-            if self.accelerator.is_main_process:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(partial))
-            if self.accelerator.is_main_process:
-                (partial / STATE_FILE).write_text(json.dumps({"step": self.step, "stage": self.config.train_stage}))
-                # Not registered with accelerate, which would read it back with all that a pickle may do.
-                extra = {"lr_scheduler": self.lr_scheduler.state_dict(), "ema": self.ema and self.ema.state_dict()}
-                torch.save(extra, partial / EXTRA_STATE_FILE)
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                shutil.rmtree(final, ignore_errors=True)
-                partial.rename(final)
-                for old in sorted(final.parent.glob("step_*"))[: -self.config.keep_checkpoints]:
-                    shutil.rmtree(old)
-            self._export()
-        except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(self.folder / ".export.part", ignore_errors=True)
-            raise InputError(
-                f"checkpoint of step {self.step} cannot be written to {self.folder} ({error}); earlier ones are "
-                "untouched; free space or change output_dir, and run the same command again"
-            ) from error
-        logger.info("step %d | saved %s", self.step, final)
-
-    def _export(self) -> None:
-        """Writes `export/`, a model folder that inference loads as it is; averaged weights where there are any."""
-        trained = self._trained()
-        if self.ema is not None:
-            self.ema.store(trained)
-            self.ema.copy_to(trained)
-        state = self.accelerator.get_state_dict(self.model)  # from all processes, if it is sharded
-        if self.accelerator.is_main_process:
-            self._write_export(state)
-        if self.ema is not None:  # not before: the state dict is no copy
-            self.ema.restore(trained)
-
-    def _write_export(self, state: dict[str, Tensor]) -> None:
-        final, partial = self.folder / "export", self.folder / ".export.part"
-        shutil.rmtree(partial, ignore_errors=True)
-        networks = dict(self.networks.named_children())
-        weights = {
-            name: {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
-            for name in networks
-        }
-        save_networks(partial, **networks, weights=weights, dtype=torch.float32, suffix=self.config.export_suffix)
-        copies = {"vae_path": self.config.vae_model_path, "audio_encoder_path": self.config.audio_model_path}
-        copies["insightface_model_path"] = self.config.insightface_model_path
-        for name, source in copies.items():
-            if source and Path(source).is_dir():
-                shutil.copytree(source, partial / LAYOUT[name])
-        former = self.folder / ".export.former"
-        shutil.rmtree(former, ignore_errors=True)
-        if final.exists():
-            final.rename(former)
-        partial.rename(final)
-        shutil.rmtree(former, ignore_errors=True)
-
-    def _resume(self) -> int:
-        """Loads the last checkpoint, if there is one; returns its step."""
-        found = sorted((self.folder / "checkpoints").glob("step_*"))
-        if not found:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            return 0
-        state = read_config(found[-1] / STATE_FILE)
-        if state.get("stage") != self.config.train_stage:
-            raise InputError(
-                f"output_dir={self.folder} holds checkpoints of {state.get('stage')}, and this is "
-                f"{self.config.train_stage}: change output_dir"
-            )
-        try:
-            self.accelerator.load_state(str(found[-1]))
-            extra = torch.load(found[-1] / EXTRA_STATE_FILE, map_location="cpu", weights_only=True)
-            self.lr_scheduler.load_state_dict(extra["lr_scheduler"])
-            if self.ema is not None:
-                self.ema.load_state_dict(extra["ema"] or {})
-                self.ema.to(self.accelerator.device)
-        except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"{found[-1]} does not fit this configuration ({reason}); change output_dir to start anew"
-            ) from error
-        logger.info("resuming at step %d from %s", state["step"], found[-1])
-        return state["step"]
 
     # ---- stopping ----------------------------------------------------------------------------------------------------
 
@@ -433,6 +367,11 @@ class Trainer:
     def _should_stop(self) -> bool:
         flag = torch.tensor([float(self.stop_requested)], device=self.accelerator.device)
         return bool(self.accelerator.gather(flag).any())
+
+
+def _ignore_sigterm(worker: int) -> None:
+    """A scheduler's SIGTERM goes to all processes of a job; workers are needed until the run is saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -447,20 +386,26 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         if solver.deepspeed_config:
             plugin = DeepSpeedPlugin(hf_ds_config=solver.deepspeed_config)
             plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.data.train_bs
+            plugin.deepspeed_config["gradient_clipping"] = solver.max_grad_norm
             plugins, wanted = {"deepspeed_plugin": plugin}, DistributedType.DEEPSPEED
     except (ImportError, ValueError, OSError) as error:
         raise InputError(f"solver.deepspeed_config={solver.deepspeed_config}: {error} (is it installed?)") from error
     if solver.fsdp:
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
         plugins, wanted = {"fsdp_plugin": plugin}, DistributedType.FSDP
-    accelerator = Accelerator(
-        gradient_accumulation_steps=solver.gradient_accumulation_steps,
-        mixed_precision=solver.mixed_precision,
-        cpu=not torch.cuda.is_available(),
-        log_with=config.tracker,
-        project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
-        **plugins,
-    )
+    if config.tracker and find_spec(config.tracker) is None:  # accelerate would log nothing
+        raise InputError(f"tracker={config.tracker}: is not installed; pip install {config.tracker}, or tracker=null")
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=solver.gradient_accumulation_steps,
+            mixed_precision=solver.mixed_precision,
+            cpu=not torch.cuda.is_available(),
+            log_with=config.tracker,
+            project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
+            **plugins,
+        )
+    except ValueError as error:  # such as fp16 on a CPU, or against the DeepSpeed file
+        raise InputError(f"solver.mixed_precision={solver.mixed_precision}: {error}") from error
     if wanted and accelerator.distributed_type != wanted:  # accelerate would train on without it
         raise InputError(
             "solver.deepspeed_config and solver.fsdp need CUDA devices and processes started by train_stage.sh; "
