@@ -24,11 +24,15 @@ from vexpress.media.faces import FaceAnalyzer, head_and_shoulders_box
 from vexpress.media.images import load_image
 from vexpress.media.keypoints import KPS_EXTEND, RETARGET_STRATEGIES, KpsSequence, fit_to_clip, load_kps, retarget
 from vexpress.media.video import write_video
+from vexpress.pipeline import VExpressPipeline
 from vexpress.runtime import InputError
 
 logger = logging.getLogger("vexpress")
 
+DEFAULT_OUTPUT_PATH = "output/output.mp4"
 SIZE_MULTIPLE = 8
+MIN_SIZE_PX = 64
+MAX_SIZE_PX = 2048
 ADVISED_PORTRAIT_PX = 512
 
 
@@ -39,11 +43,16 @@ def build_parser() -> runtime.ArgumentParser:
     inputs.add_argument("--reference_image_path", required=True, help="portrait, best square: head and shoulders")
     inputs.add_argument("--audio_path", required=True, help="speech: any audio or video file")
     inputs.add_argument("--kps_path", help="driving keypoints: .pth, .npz or .safetensors")
-    inputs.add_argument("--output_path", default="output/output.mp4", help="video to write")
+    inputs.add_argument("--output_path", default=DEFAULT_OUTPUT_PATH, help="video to write")
     inputs.add_argument("--auto_crop", action="store_true", help="crop the portrait around the face")
 
     motion = parser.add_argument_group("head motion")
-    motion.add_argument("--retarget_strategy", default="fix_face", choices=RETARGET_STRATEGIES, help="see README")
+    motion.add_argument(
+        "--retarget_strategy",
+        choices=RETARGET_STRATEGIES,
+        help="fix_face: a still head; no_retarget: the keypoints as they are; the others: those of another person, see "
+        "README; unset: fix_face, or with --kps_path no_retarget",
+    )
     motion.add_argument(
         "--kps_extend", default="loop", choices=KPS_EXTEND, help="if the keypoints end before the audio"
     )
@@ -53,11 +62,16 @@ def build_parser() -> runtime.ArgumentParser:
     model.add_argument("--model_dir", default="model_ckpts", help="folder in the released layout")
     for name, place in LAYOUT.items():
         model.add_argument(f"--{name}", help=f"in place of MODEL_DIR/{place}")
-    model.add_argument("--test_stage", default="stage_3", choices=("stage_1", "stage_2", "stage_3"))
+    model.add_argument(
+        "--test_stage",
+        default="stage_3",
+        choices=("stage_1", "stage_2", "stage_3"),
+        help="stage_1 silences audio attention and motion modules, which it has not trained; 2 and 3 run alike",
+    )
 
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
-    machine.add_argument("--gpu_id", type=int, default=0)
+    machine.add_argument("--gpu_id", type=int, default=0, help="index of the CUDA device")
     machine.add_argument("--dtype", choices=tuple(runtime.DTYPES), help="unset: fp16 on cuda, else fp32")
     machine.add_argument("--save_gpu_memory", action="store_true", help="networks are on the GPU only while they work")
     machine.add_argument(
@@ -70,14 +84,16 @@ def build_parser() -> runtime.ArgumentParser:
     sampling.add_argument("--image_width", type=int, default=512, help="px, multiple of 8, 64 advised")
     sampling.add_argument("--image_height", type=int, default=512, help="px, multiple of 8, 64 advised")
     sampling.add_argument("--fps", type=float, default=30.0, help="of the video")
-    sampling.add_argument("--seed", type=int, default=42)
-    sampling.add_argument("--scheduler", default="ddim", choices=tuple(SCHEDULERS))
-    sampling.add_argument("--num_inference_steps", type=int, default=25)
+    sampling.add_argument("--seed", type=int, default=42, help="same seed and inputs: same video")
+    sampling.add_argument("--scheduler", default="ddim", choices=tuple(SCHEDULERS), help="sampler")
+    sampling.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps")
     sampling.add_argument("--guidance_scale", type=float, default=3.5, help="1: no guidance, half the time")
     sampling.add_argument("--context_frames", type=int, default=24, help="frames of a window")
     sampling.add_argument("--context_overlap", type=int, default=4, help="frames that windows share")
-    sampling.add_argument("--reference_attention_weight", type=float, default=0.95)
-    sampling.add_argument("--audio_attention_weight", type=float, default=3.0)
+    sampling.add_argument(
+        "--reference_attention_weight", type=float, default=0.95, help="higher: closer to the portrait"
+    )
+    sampling.add_argument("--audio_attention_weight", type=float, default=3.0, help="higher: the mouth moves more")
     sampling.add_argument("--num_pad_audio_frames", type=int, default=2, help="frames of audio around each frame")
     sampling.add_argument("--standard_audio_sampling_rate", type=int, default=16000, help="Hz, of the audio encoder")
     sampling.add_argument("--no_median_filter", action="store_true", help="no smoothing of decoded frames")
@@ -87,8 +103,10 @@ def build_parser() -> runtime.ArgumentParser:
 def check_numbers(args: Namespace) -> None:
     """Finds numbers that cannot work, before anything is loaded."""
     for name in ("image_width", "image_height"):
-        if getattr(args, name) < 64 or getattr(args, name) % SIZE_MULTIPLE:
-            raise InputError(f"--{name} {getattr(args, name)}: must be a multiple of {SIZE_MULTIPLE}, 64 or more")
+        if getattr(args, name) % SIZE_MULTIPLE or not MIN_SIZE_PX <= getattr(args, name) <= MAX_SIZE_PX:
+            raise InputError(
+                f"--{name} {getattr(args, name)}: must be a multiple of {SIZE_MULTIPLE}, {MIN_SIZE_PX} to {MAX_SIZE_PX}"
+            )
     allowed = {
         "fps": (1, 240),
         "kps_fps": (1, 240),
@@ -107,6 +125,8 @@ def check_numbers(args: Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and low <= value <= high):
             raise InputError(f"--{name} {value}: must be {low} to {high}")
+    if args.retarget_strategy is None:
+        args.retarget_strategy = "fix_face" if args.kps_path is None else "no_retarget"
     if args.kps_path is None and args.retarget_strategy != "fix_face":
         raise InputError(f"--retarget_strategy {args.retarget_strategy} needs --kps_path; without one use fix_face")
 
@@ -136,24 +156,35 @@ def prepare_portrait(args: Namespace, device: torch.device, insightface_dir: Pat
         face = analyzer.detect_main(np.asarray(image), f"--reference_image_path {args.reference_image_path}")
     box = (0, 0, image.width, image.height)
     if args.auto_crop:
-        box = head_and_shoulders_box(face.bbox, image.width, image.height)
+        box = head_and_shoulders_box(face.bbox, image.width, image.height, ADVISED_PORTRAIT_PX)
         if box[2] - box[0] < ADVISED_PORTRAIT_PX:
-            logger.warning("--auto_crop: head and shoulders are %d px wide, 512 are advised", box[2] - box[0])
-    elif abs(image.width / image.height / (size[0] / size[1]) - 1) > 0.02:
+            logger.warning(
+                "--auto_crop: the portrait gives a crop of %d px, %d are advised", box[2] - box[0], ADVISED_PORTRAIT_PX
+            )
+    box_width, box_height = box[2] - box[0], box[3] - box[1]
+    if abs(box_width / box_height / (size[0] / size[1]) - 1) > 0.02:
         logger.warning(
-            "the portrait is %dx%d and gets squeezed to %dx%d: crop it, or add --auto_crop", *image.size, *size
+            "the picture is squeezed from %dx%d to %dx%d: crop the portrait, or change --image_width, --image_height",
+            *(box_width, box_height, *size),
         )
     portrait = image.resize(size, Image.Resampling.LANCZOS, box=box)
     if face is None:
         return portrait, None
-    scale = torch.tensor([size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1])])
-    return portrait, (torch.from_numpy(face.kps[:3]) - torch.tensor(box[:2])) * scale
+    scale = torch.tensor([size[0] / box_width, size[1] / box_height])
+    return portrait, (torch.from_numpy(face.v_kps) - torch.tensor(box[:2])) * scale
 
 
 def prepare_kps(args: Namespace, sequence: KpsSequence | None, reference_kps: Tensor | None, num_frames: int) -> Tensor:
     """The keypoints of every frame, (f 3 2) px."""
+    if sequence is not None and args.retarget_strategy == "fix_face":
+        logger.warning("--retarget_strategy fix_face keeps the head still: --kps_path is not used")
     if sequence is None or args.retarget_strategy == "fix_face":
         return retarget(reference_kps.expand(num_frames, -1, -1), reference_kps, "fix_face").float()
+    if sequence.fps is None and args.kps_fps is None:
+        logger.warning(
+            "--kps_path %s holds no frame rate: taken as %g fps; set --kps_fps, or as released --kps_extend stretch",
+            *(args.kps_path, args.fps),
+        )
     if args.kps_fps is not None:
         sequence = KpsSequence(sequence.kps, args.kps_fps, sequence.height, sequence.width)
     driving = fit_to_clip(sequence, num_frames, args.fps, args.image_height, args.image_width, args.kps_extend)
@@ -162,28 +193,38 @@ def prepare_kps(args: Namespace, sequence: KpsSequence | None, reference_kps: Te
 
 def main(arguments: list[str] | None = None) -> None:
     """Files -> tensors -> video file."""
-    # 1. arguments and machine
     args = build_parser().parse_args(arguments)
     check_numbers(args)
     rank = join_processes(args)
     runtime.set_up_logging(logging.INFO if rank == 0 else logging.ERROR)
+    try:
+        make_video(args, rank)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            "out of GPU memory: use --save_gpu_memory, --dtype fp16, a smaller --context_frames or --image_width"
+        ) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def make_video(args: Namespace, rank: int) -> None:
+    """The work, as one of the processes that share it; process 0 writes."""
+    # 1. inputs, before any network is loaded
     device = runtime.resolve_device(args.device, args.gpu_id)
     dtype = runtime.resolve_dtype(args.dtype or ("fp16" if device.type == "cuda" else "fp32"))
-
-    # 2. inputs, before any network is loaded
-    if args.output_path == "output/output.mp4":
-        Path("output").mkdir(exist_ok=True)
-    output_path = runtime.check_output_path(args.output_path, "--output_path")
     audio = load_audio(args.audio_path)
     num_frames = max(1, round(audio.duration_seconds * args.fps))
     sequence = load_kps(args.kps_path) if args.kps_path else None
     paths = ModelPaths.from_model_dir(args.model_dir, **{name: getattr(args, name) for name in LAYOUT})
     portrait, reference_kps = prepare_portrait(args, device, paths.insightface_model_path)
     kps = prepare_kps(args, sequence, reference_kps, num_frames)
+    inputs = (args.reference_image_path, args.audio_path, args.kps_path)
+    if args.output_path == DEFAULT_OUTPUT_PATH and not Path(args.output_path).parent.exists():
+        Path(args.output_path).parent.mkdir()
+    output_path = runtime.check_output_path(args.output_path, "--output_path", inputs)
 
-    # 3. networks
-    from vexpress.pipeline import VExpressPipeline  # seconds to import, which bad input should not cost
-
+    # 2. networks
     weights_device = "cpu" if args.save_gpu_memory else device
     pipeline = VExpressPipeline.from_released(paths, dtype, weights_device, args.test_stage, args.scheduler)
     pipeline.set_progress_bar_config(disable=rank != 0)
@@ -193,37 +234,28 @@ def main(arguments: list[str] | None = None) -> None:
     if args.standard_audio_sampling_rate != expected_rate:
         raise InputError(f"--standard_audio_sampling_rate {args.standard_audio_sampling_rate}: needs {expected_rate}")
 
-    # 4. video
+    # 3. video
     logger.info("%d frames of %dx%d at %g fps on %s in %s", num_frames, *portrait.size, args.fps, device, dtype)
-    try:
-        output = pipeline(
-            portrait,
-            audio.resampled_mono(expected_rate),
-            kps,
-            num_inference_steps=args.num_inference_steps,
-            guidance_scale=args.guidance_scale,
-            context_frames=args.context_frames,
-            context_overlap=args.context_overlap,
-            windows_per_batch=args.windows_per_batch,
-            num_pad_audio_frames=args.num_pad_audio_frames,
-            reference_attention_weight=args.reference_attention_weight,
-            audio_attention_weight=args.audio_attention_weight,
-            seed=args.seed,
-            output_type="generator" if rank == 0 else "latent",
-            median_filter=not args.no_median_filter,
-            device=device,
-            save_gpu_memory=args.save_gpu_memory,
-        )
-        if rank == 0:
-            write_video(output_path, output.frames, args.fps, audio)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            "out of GPU memory: use --save_gpu_memory, --dtype fp16, a smaller --context_frames or --image_width"
-        ) from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    output = pipeline(
+        portrait,
+        audio.resampled_mono(expected_rate),
+        kps,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        context_frames=args.context_frames,
+        context_overlap=args.context_overlap,
+        windows_per_batch=args.windows_per_batch,
+        num_pad_audio_frames=args.num_pad_audio_frames,
+        reference_attention_weight=args.reference_attention_weight,
+        audio_attention_weight=args.audio_attention_weight,
+        seed=args.seed,
+        output_type="generator" if rank == 0 else "latent",
+        median_filter=not args.no_median_filter,
+        device=device,
+        save_gpu_memory=args.save_gpu_memory,
+    )
     if rank == 0:
+        write_video(output_path, output.frames, args.fps, audio)
         print(f"{output_path}: {num_frames} frames, {num_frames / args.fps:.2f} s, with audio")
 
 

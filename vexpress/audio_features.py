@@ -62,6 +62,11 @@ def encode_audio(encoder: Wav2Vec2Model, processor: Wav2Vec2FeatureExtractor, wa
     return torch.cat(parts)
 
 
+def num_audio_steps(num_pad_audio_frames: int) -> int:
+    """Audio steps around each frame, with frames of context on both sides."""
+    return STEPS_PER_FRAME * (2 * num_pad_audio_frames + 1)
+
+
 def audio_windows(hidden_states: Tensor, num_frames: int, num_pad_audio_frames: int = 2) -> Tensor:
     """Cuts out the audio steps around each frame of a video as long as the audio.
 
@@ -75,5 +80,5 @@ def audio_windows(hidden_states: Tensor, num_frames: int, num_pad_audio_frames: 
     """
     steps = interpolate(hidden_states.mT[None], size=STEPS_PER_FRAME * num_frames, mode="linear")[0].mT
     margin = STEPS_PER_FRAME * num_pad_audio_frames
-    length = STEPS_PER_FRAME * (2 * num_pad_audio_frames + 1)
+    length = num_audio_steps(num_pad_audio_frames)
     return pad(steps, (0, 0, margin, margin)).unfold(0, length, STEPS_PER_FRAME).mT

@@ -57,6 +57,7 @@ IGNORED_KEYS = {
 }
 """Network -> prefix of keys in released files that we do not have -> why."""
 
+UNUSED_LIBRARY_WEIGHTS = {"masked_spec_embed": "wav2vec2 reads it in its own training only"}
 BYTES_PER_MAPPING = 2**29
 OLD_AUDIO_ATTENTION = re.compile(r"attn2\.processor\.to_(q|k|v|out)_aud\.(0\.)?")
 MOTION_KEY = "motion_modules."  # in the names of parameters that belong into motion_module.*
@@ -312,9 +313,9 @@ def load_vae(
     """Loads the image autoencoder.
 
     Raises:
-        InputError: it cannot be loaded; `flag` is named.
+        InputError: it cannot be loaded, or weights are missing; `flag` is named.
     """
-    return load_pretrained(AutoencoderKL, folder, flag, torch_dtype=dtype).to(device)
+    return _load_model(AutoencoderKL, folder, flag, torch_dtype=dtype, low_cpu_mem_usage=False).to(device)
 
 
 def load_audio_encoder(
@@ -326,19 +327,23 @@ def load_audio_encoder(
     """Loads the audio encoder and its feature extractor.
 
     Raises:
-        InputError: one of them cannot be loaded; `flag` is named.
+        InputError: one of them cannot be loaded, or weights are missing; `flag` is named.
     """
     disable_progress_bar()  # one that is gone within a second, in the middle of the program's own
-    encoder = load_pretrained(Wav2Vec2Model, folder, flag, dtype=dtype, attn_implementation="sdpa").eval().to(device)
-    return encoder, load_pretrained(Wav2Vec2FeatureExtractor, folder, flag)
+    encoder = _load_model(Wav2Vec2Model, folder, flag, dtype=dtype, attn_implementation="sdpa")
+    return encoder.to(device), _from_pretrained(Wav2Vec2FeatureExtractor, folder, flag)
 
 
-def load_pretrained(library_class: type, folder: str | PathLike, flag: str, **options):
-    """Loads a part with its library's `from_pretrained`, from a folder on this machine only.
+def _load_model(library_class: type, folder: str | PathLike, flag: str, **options) -> nn.Module:
+    model, info = _from_pretrained(library_class, folder, flag, output_loading_info=True, **options)
+    missing = [name for name in info["missing_keys"] if name not in UNUSED_LIBRARY_WEIGHTS]
+    if missing or info["mismatched_keys"]:
+        found = f"{len(missing)} weights are missing, {len(info['mismatched_keys'])} misshapen"
+        raise InputError(f"{flag} {folder}: {found}: {', '.join(map(str, sorted(missing)[:4]))}")
+    return model.eval()
 
-    Raises:
-        InputError: no such folder, or nothing in it that the class can load.
-    """
+
+def _from_pretrained(library_class: type, folder: str | PathLike, flag: str, **options):
     if not Path(folder).is_dir():  # the libraries take a missing folder for the name of a model on a hub
         raise InputError(f"{flag} {folder}: no such folder")
     try:

@@ -141,6 +141,8 @@ class SolverConfig:
             raise InputError(f"solver.lr_scheduler={self.lr_scheduler}: allowed are {', '.join(LR_SCHEDULERS)}")
         if self.ema_decay is not None:
             _check_range("solver.ema_decay", self.ema_decay, 0, 1)
+        if self.mixed_precision == "False":  # how YAML reads a bare `no`
+            self.mixed_precision = "no"
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise InputError(f"solver.mixed_precision={self.mixed_precision}: allowed are no, fp16 and bf16")
         if self.deepspeed_config and self.fsdp:

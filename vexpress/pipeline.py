@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from vexpress.audio_features import audio_windows, encode_audio
+from vexpress.audio_features import audio_windows, encode_audio, num_audio_steps
 from vexpress.checkpoints import ModelPaths, load_audio_encoder, load_networks, load_vae
 from vexpress.diffusion import build_scheduler, scale_latents, unscale_latents, vae_downsampling
 from vexpress.media.keypoints import draw_v_kps
@@ -26,7 +26,7 @@ from vexpress.runtime import InputError
 from vexpress.sampling import context_windows, guided, own_windows, sample
 
 FRAMES_PER_BATCH = 8  # keypoint images encoded, and latents decoded, at once
-AUDIO_WINDOWS_PER_BATCH = 1024
+AUDIO_BATCH = 1024  # frames whose audio is projected at once
 MEDIAN_KERNEL_SIZE = 3  # frames and pixels; as the release does against flicker
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "generator")
 
@@ -75,13 +75,25 @@ class PreparedClip:
     kps_features: Tensor
     kps_index: Tensor
 
+    def with_audio(self, unet: DenoisingUNet, audio_tokens: Tensor) -> "PreparedClip":
+        """Adds keys and values of audio tokens (1 f m d), which go to the host part by part."""
+        parts = []
+        for part in audio_tokens.split(AUDIO_BATCH, dim=1):
+            audio_kv = unet.prepare_conditions(audio_tokens=part).audio_kv
+            parts.append({path: (keys.cpu(), values.cpu()) for path, (keys, values) in audio_kv.items()})
+        audio_kv = {
+            path: tuple(torch.cat(tensors) for tensors in zip(*(part[path] for part in parts))) for path in parts[0]
+        }
+        return replace(self, conditions=replace(self.conditions, audio_kv=audio_kv))
+
     def select(self, windows: list[list[int]], device: torch.device) -> tuple[Conditions, Tensor]:
         """Conditions, and V-Kps features (k d f h w), of k windows, on the device."""
         frames = torch.tensor(windows).flatten()
         audio_kv = {
             path: tuple(_stream(part, frames, device) for part in kv) for path, kv in self.conditions.audio_kv.items()
         }
-        kps_features = _stream(self.kps_features, self.kps_index[frames], device)
+        different, index = self.kps_index[frames].unique(return_inverse=True)  # a still head has but one
+        kps_features = _stream(self.kps_features, different, device)[index.to(device)]
         return replace(self.conditions, audio_kv=audio_kv), rearrange(
             kps_features, "(k f) d h w -> k d f h w", k=len(windows)
         )
@@ -91,7 +103,7 @@ def _stream(host: Tensor, index: Tensor, device: torch.device) -> Tensor:
     """Rows of a host tensor, to the device through pinned memory."""
     staged = torch.empty(len(index), *host.shape[1:], dtype=host.dtype, pin_memory=device.type == "cuda")
     torch.index_select(host, 0, index, out=staged)
-    return staged.to(device, non_blocking=True)
+    return staged.to(device, non_blocking=device.type == "cuda")
 
 
 class VExpressPipeline(DiffusionPipeline):
@@ -146,14 +158,17 @@ class VExpressPipeline(DiffusionPipeline):
 
         Args:
             folder: the folder; nothing is ever downloaded.
-            kwargs: `torch_dtype`; others as of `DiffusionPipeline.from_pretrained`.
+            kwargs: `torch_dtype`; with a folder of `save_pretrained` all of `DiffusionPipeline.from_pretrained`.
 
         Raises:
             InputError: a file is missing or does not fit.
         """
         if (Path(folder) / "model_index.json").is_file():
-            return super().from_pretrained(folder, local_files_only=True, **kwargs)
-        return cls.from_released(ModelPaths.from_model_dir(folder), kwargs.get("torch_dtype", torch.float32))
+            return super().from_pretrained(folder, **{**kwargs, "local_files_only": True})
+        dtype = kwargs.pop("torch_dtype", torch.float32)
+        if kwargs:
+            raise TypeError(f"a folder in the released layout takes torch_dtype alone, not {', '.join(kwargs)}")
+        return cls.from_released(ModelPaths.from_model_dir(folder), dtype)
 
     @classmethod
     def from_released(
@@ -231,28 +246,28 @@ class VExpressPipeline(DiffusionPipeline):
             output_type: one of `OUTPUT_TYPES`.
             median_filter: smooths decoded frames over 3x3x3 pixels, against flicker.
             device: where to work; None is where the pipeline is.
-            save_gpu_memory: parts are on `device` only while they work, and on the CPU before and after.
+            save_gpu_memory: parts are on `device`, which must be given, only while they work, and else on the CPU.
             callback: called with step, timestep and latents after each step; may return other latents.
 
         Raises:
             InputError: an argument is out of range, or inputs do not fit each other.
         """
         # 1. check what was given
+        if save_gpu_memory and device is None:
+            raise InputError("save_gpu_memory needs device: the pipeline is on the CPU before and after")
         device = torch.device(device or self.device)
         num_frames = len(kps_sequence)
         height, width = height or reference_image.height, width or reference_image.width
-        if output_type not in OUTPUT_TYPES:
-            raise InputError(f"output_type {output_type!r}: allowed are {', '.join(OUTPUT_TYPES)}")
-        if height % self.downsampling or width % self.downsampling:
-            raise InputError(f"size {width}x{height}: width and height must be multiples of {self.downsampling}")
-        if not 1 <= num_inference_steps <= self.scheduler.config.num_train_timesteps:
-            raise InputError(f"num_inference_steps {num_inference_steps}: must be 1 to 1000")
-        windows = context_windows(num_frames, context_frames, context_overlap)
-        if len(windows[0]) > self.denoising_unet.config.motion_max_seq_length:
-            raise InputError(
-                f"context_frames {context_frames}: this model's motion modules take windows of up to "
-                f"{self.denoising_unet.config.motion_max_seq_length} frames"
-            )
+        windows = self._check_inputs(
+            audio_waveform,
+            kps_sequence,
+            (height, width),
+            num_inference_steps,
+            (context_frames, context_overlap),
+            num_pad_audio_frames,
+            latents,
+            output_type,
+        )
         working = partial(_working, device, save_gpu_memory)
 
         # 2. inputs to tokens and features, each once
@@ -276,14 +291,15 @@ class VExpressPipeline(DiffusionPipeline):
         total = num_inference_steps * len(own_windows(windows))
         with working(self.denoising_unet), self.progress_bar(total=total) as bar:
             bar.set_description("denoising windows")
-            conditions = self.denoising_unet.prepare_conditions(
-                reference_features,
-                audio_tokens,
-                reference_attention_weight=reference_attention_weight,
-                audio_attention_weight=audio_attention_weight,
-            )
-            audio_kv = {path: tuple(part.cpu() for part in kv) for path, kv in conditions.audio_kv.items()}
-            clip = PreparedClip(replace(conditions, audio_kv=audio_kv), kps_features, kps_index)
+            clip = PreparedClip(
+                self.denoising_unet.prepare_conditions(
+                    reference_features,
+                    reference_attention_weight=reference_attention_weight,
+                    audio_attention_weight=audio_attention_weight,
+                ),
+                kps_features,
+                kps_index,
+            ).with_audio(self.denoising_unet, audio_tokens)
 
             def on_step(step: int, timestep: Tensor, current: Tensor) -> Tensor | None:
                 bar.set_postfix_str(f"step {step + 1} of {num_inference_steps}")
@@ -313,13 +329,55 @@ class VExpressPipeline(DiffusionPipeline):
             return VExpressPipelineOutput(frames=pixels)
         return VExpressPipelineOutput(frames=[Image.fromarray(frame) for frame in pixels])
 
+    def _check_inputs(
+        self,
+        waveform: Tensor,
+        kps: Tensor,
+        size: tuple[int, int],
+        num_inference_steps: int,
+        context: tuple[int, int],
+        num_pad_audio_frames: int,
+        latents: Tensor | None,
+        output_type: str,
+    ) -> list[list[int]]:
+        """Raises InputError for what cannot work, and gives the clip's windows."""
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(f"output_type {output_type!r}: allowed are {', '.join(OUTPUT_TYPES)}")
+        if waveform.ndim != 1 or not len(waveform) or not waveform.isfinite().all():
+            raise InputError(f"audio_waveform of shape {tuple(waveform.shape)}: must be (n,), n > 0, and finite")
+        if kps.shape[1:] != (3, 2) or not len(kps) or not kps.isfinite().all():
+            raise InputError(f"kps_sequence of shape {tuple(kps.shape)}: must be (f, 3, 2), f > 0, and finite")
+        if size[0] % self.downsampling or size[1] % self.downsampling:
+            raise InputError(f"size {size[1]}x{size[0]}: width and height must be multiples of {self.downsampling}")
+        if not 1 <= num_inference_steps <= self.scheduler.config.num_train_timesteps:
+            raise InputError(f"num_inference_steps {num_inference_steps}: must be 1 to 1000")
+        num_steps, most_steps = num_audio_steps(num_pad_audio_frames), self.audio_projection.config.max_seq_len
+        if num_steps > most_steps:
+            raise InputError(
+                f"num_pad_audio_frames {num_pad_audio_frames}: makes {num_steps} audio steps around a frame, and this "
+                f"model's audio projection takes {most_steps}"
+            )
+        shape = (1, self.denoising_unet.config.in_channels, len(kps), *(side // self.downsampling for side in size))
+        if latents is not None and latents.shape != shape:
+            raise InputError(f"latents of shape {tuple(latents.shape)}: must be {shape}")
+        try:
+            windows = context_windows(len(kps), *context)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if len(windows[0]) > self.denoising_unet.config.motion_max_seq_length:
+            raise InputError(
+                f"context_frames {context[0]}: this model's motion modules take windows of up to "
+                f"{self.denoising_unet.config.motion_max_seq_length} frames"
+            )
+        return windows
+
     def encode_audio(self, working: Working, waveform: Tensor, num_frames: int, num_pad_audio_frames: int) -> Tensor:
         """Speech (n,) -> audio tokens (1 num_frames m d)."""
         with working(self.audio_encoder):
             hidden_states = encode_audio(self.audio_encoder, self.audio_processor, waveform)
         with working(self.audio_projection):
             windows = audio_windows(hidden_states, num_frames, num_pad_audio_frames)
-            return torch.cat([self.audio_projection(part) for part in windows.split(AUDIO_WINDOWS_PER_BATCH)])[None]
+            return torch.cat([self.audio_projection(part) for part in windows.split(AUDIO_BATCH)])[None]
 
     def encode_reference(self, working: Working, image: Image.Image) -> dict[str, Tensor]:
         """Portrait -> features of the ReferenceNet."""
@@ -333,14 +391,17 @@ class VExpressPipeline(DiffusionPipeline):
     def encode_kps(self, working: Working, kps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Keypoints (f 3 2) -> features (u d h w) of the different ones among them, and each frame's index (f,)."""
         different, index = torch.unique(kps, dim=0, return_inverse=True)
-        features = []
+        features: Tensor | None = None
         with working(self.v_kps_guider):
-            for part in different.split(FRAMES_PER_BATCH):
+            for start in range(0, len(different), FRAMES_PER_BATCH):
+                part = different[start : start + FRAMES_PER_BATCH]
                 images = torch.from_numpy(np.stack([draw_v_kps(points, height, width) for points in part]))
                 images = rearrange(images, "f h w c -> 1 c f h w").to(self.v_kps_guider.device) / 255
-                encoded = self.v_kps_guider(images.to(self.v_kps_guider.dtype))
-                features.append(rearrange(encoded, "1 d f h w -> f d h w").cpu())
-        return torch.cat(features), index
+                encoded = rearrange(self.v_kps_guider(images.to(self.v_kps_guider.dtype)), "1 d f h w -> f d h w")
+                if features is None:  # all at once: joined parts would be in memory twice
+                    features = torch.empty(len(different), *encoded.shape[1:], dtype=encoded.dtype)
+                features[start : start + len(part)] = encoded.cpu()
+        return features, index
 
     def _predict(
         self,

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -117,21 +117,30 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_output_path(path: str | os.PathLike, flag: str) -> Path:
+def check_output_path(path: str | os.PathLike, flag: str, inputs: Sequence[str | os.PathLike | None] = ()) -> Path:
     """Finds out before hours of work whether `path` can be written.
 
+    Args:
+        path: file to write; where a link leads to, if it is one.
+        flag: for messages.
+        inputs: files that are read, which `path` must not be.
+
     Raises:
-        InputError: the folder is missing or not writable, or `path` is a folder.
+        InputError: the folder is missing or not writable, or `path` is no regular file, or one of the inputs.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{flag} {path}: is a folder; give the name of a file to write")
-    if not path.parent.is_dir():
-        raise InputError(f"{flag} {path}: the folder {path.parent} does not exist; create it or change {flag}")
     try:
+        path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+        if path.is_dir():
+            raise InputError(f"{flag} {path}: is a folder; give the name of a file to write")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{flag} {path}: is a device or pipe, not a file; change {flag}")
+        if not path.parent.is_dir():
+            raise InputError(f"{flag} {path}: the folder {path.parent} does not exist; create it or change {flag}")
+        if path.exists() and any(given and Path(given).exists() and path.samefile(given) for given in inputs):
+            raise InputError(f"{flag} {path}: is one of the inputs, which would be lost; change {flag}")
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise InputError(f"{flag} {path}: cannot write in {path.parent} ({error.strerror}); change {flag}") from error
+        raise InputError(f"{flag} {path}: cannot be written ({error.strerror}); change {flag}") from error
     return path
 
 
@@ -139,7 +148,8 @@ def run_program(main: Callable[[], None]) -> int:
     """Runs a program's main function and turns what a user can cause into one clear line and an exit code.
 
     Returns:
-        0 on success, 2 for bad input or a full disk, 130 after Ctrl-C. Anything else is a bug and keeps its traceback.
+        0 on success, 2 for bad input, a full disk or a file that cannot be read or written, 130 after Ctrl-C. Anything
+        else is a bug and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, cleans up
     try:
@@ -150,10 +160,13 @@ def run_program(main: Callable[[], None]) -> int:
         print(f"error{who}: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "no space left on the disk"
+        elif error.filename and error.strerror:
+            reason = error.strerror
+        else:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        print(f"error: no space left on the disk{where}; free some or change the output path", file=sys.stderr)
+        print(f"error: {reason}: {error.filename or 'output'}; free space or change the path", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted: nothing half-written is left", file=sys.stderr)

@@ -120,7 +120,7 @@ def sample(
             noisy = torch.cat([model_input[:, :, window] for window in frames])
             predictions[list(batch)] = denoise(noisy, timestep, frames).to(predictions)
             on_window(len(batch))
-        if len(own) < len(windows):  # others' rows are zeros, so this sum is a gather, and exact
+        if dist.is_initialized():  # others' rows are zeros, so this sum is a gather, and exact
             dist.all_reduce(predictions)
         prediction = average_windows(predictions, windows, latents.shape[2])
         latents = scheduler.step(prediction, timestep, latents, **step_options).prev_sample

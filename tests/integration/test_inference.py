@@ -190,7 +190,9 @@ def subprocess_arguments(files: dict, **changes) -> list[str]:
     return [str(part) for flag, value in flags.items() if value is not None for part in (flag, value)]
 
 
-def test_two_processes_make_the_same_video(files, tmp_path):
+@pytest.mark.parametrize("seconds", [0.5, 0.2])  # two windows, and fewer windows than processes
+def test_two_processes_make_the_same_video(files, tmp_path, seconds):
+    files["--audio_path"] = write_wav(tmp_path / "part.wav", seconds)
     assert run(files) == 0
     arguments = subprocess_arguments(files, **{"--output_path": tmp_path / "two.mp4"})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -251,7 +253,7 @@ def test_missing_model_folder(files, tmp_path, capsys):
 
 
 def test_missing_face_models_are_said_at_once(files, tmp_path, capsys):
-    flags = {**files, "--insightface_model_path": tmp_path, "--retarget_strategy": "fix_face"}
+    flags = {**files, "--insightface_model_path": tmp_path, "--retarget_strategy": "naive_retarget"}
     message = error(flags, capsys)
     assert str(tmp_path) in message
     assert "--insightface_model_path" in message
@@ -319,6 +321,7 @@ def test_unusable_keypoints(files, tmp_path, capsys):
         ("--fps", "nan"),
         ("--image_width", 100),
         ("--image_height", 0),
+        ("--image_width", 200000),
         ("--num_inference_steps", 0),
         ("--context_frames", 0),
         ("--context_overlap", 6),
@@ -343,6 +346,47 @@ def test_keypoints_are_needed_unless_the_face_is_fixed(files, capsys):
     assert "needs --kps_path" in error({**files, "--kps_path": None}, capsys)
 
 
+def test_keypoints_that_are_not_used_are_said(files, capsys):
+    assert run({**files, "--retarget_strategy": "fix_face"}) == 0
+    assert "--kps_path is not used" in capsys.readouterr().err
+
+
+def test_strategy_follows_from_the_keypoints(files):
+    for kps_path, strategy in ((files["--kps_path"], "no_retarget"), (None, "fix_face")):
+        flags = {"--reference_image_path": "a", "--audio_path": "b", "--kps_path": kps_path}
+        arguments = [str(part) for item in flags.items() for part in item if item[1] is not None]
+        args = inference.build_parser().parse_args(arguments)
+        inference.check_numbers(args)
+        assert args.retarget_strategy == strategy
+
+
+def test_keypoints_without_a_frame_rate_are_said(files, capsys):
+    assert run(files) == 0
+    assert "holds no frame rate" in capsys.readouterr().err
+
+
+def test_an_input_is_never_overwritten(files, capsys):
+    assert "one of the inputs" in error({**files, "--output_path": files["--audio_path"]}, capsys)
+
+
+def test_weights_missing_in_a_library_model_are_an_error(files, tmp_path, model_dir, capsys):
+    import shutil
+
+    import safetensors.torch
+
+    for flag, name, file_name in (
+        ("--audio_encoder_path", "wav2vec2-base-960h", "model.safetensors"),
+        ("--vae_path", "sd-vae-ft-mse", "diffusion_pytorch_model.safetensors"),
+    ):
+        shutil.copytree(model_dir / name, tmp_path / name)
+        weights = safetensors.torch.load_file(model_dir / name / file_name)
+        kept = dict(list(weights.items())[:10])
+        safetensors.torch.save_file(kept, tmp_path / name / file_name, metadata={"format": "pt"})
+        message = error({**files, flag: tmp_path / name}, capsys)
+        assert flag in message
+        assert "missing" in message
+
+
 def test_missing_flags(files, capsys):
     assert "--audio_path" in error({**files, "--audio_path": None}, capsys)
 
@@ -358,7 +402,7 @@ def test_several_processes_must_be_asked_for(files, capsys, monkeypatch):
 
 
 def test_output_that_cannot_be_written(files, tmp_path, capsys):
-    for path in (tmp_path, tmp_path / "no folder" / "out.mp4", Path("/proc/out.mp4")):
+    for path in (tmp_path, tmp_path / "no folder" / "out.mp4", Path("/proc/out.mp4"), tmp_path / ("x" * 300)):
         flags = {**files, "--output_path": path}
         capsys.readouterr()
         assert run(flags) == 2

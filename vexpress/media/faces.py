@@ -177,19 +177,20 @@ def _onnxruntime_gpu_version() -> str:
         return onnxruntime.__version__
 
 
-def head_and_shoulders_box(bbox: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
+def head_and_shoulders_box(bbox: np.ndarray, width: int, height: int, min_side: int = 1) -> tuple[int, int, int, int]:
     """Computes the square around a face that V-Express works best on.
 
     Args:
         bbox: (4,) x1 y1 x2 y2 of the face in px.
         width: of the image in px, likewise height.
+        min_side: px; a small face gets more room than 2.2 of it.
 
     Returns:
-        x1 y1 x2 y2 in px, within the image: as large as 2.2 faces or the image's shorter side, the face a little above
-        the middle unless the image ends there.
+        x1 y1 x2 y2 in px, within the image: as large as 2.2 faces, `min_side` at least and the image's shorter side at
+        most, the face a little above the middle unless the image ends there.
     """
     x1, y1, x2, y2 = map(float, bbox)
-    side = max(1, round(min(CROP_SCALE * max(x2 - x1, y2 - y1), width, height)))
+    side = round(min(max(CROP_SCALE * max(x2 - x1, y2 - y1), min_side), width, height))
     left = round((x1 + x2) / 2 - side / 2)
     top = round((y1 + y2) / 2 - side * CROP_FACE_HEIGHT)
     left, top = min(max(left, 0), width - side), min(max(top, 0), height - side)

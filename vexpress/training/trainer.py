@@ -1,11 +1,12 @@
 """The training loop of one stage: data -> latents -> noise -> prediction -> loss -> update, the same for all stages."""
 
+import contextlib
 import json
 import logging
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,16 +115,16 @@ class Trainer:
         """
         previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
         try:
-            self._train()
+            with contextlib.closing(self._batches()) as batches:  # else workers, deaf to SIGTERM, are waited for
+                self._train(batches)
         finally:
             signal.signal(signal.SIGTERM, previous_handler)
             self.accelerator.end_training()
 
-    def _train(self) -> None:
+    def _train(self, batches: Iterator[dict]) -> None:
         config = self.config
         self._write_header()
         log = RunLog(self.folder, self.step) if self.accelerator.is_main_process else None
-        batches = self._batches()
         sums: dict[str, float] = {}
         num_summed, since = 0, time.perf_counter()
         while self.step < config.solver.max_train_steps and not self._should_stop():
@@ -248,7 +249,7 @@ class Trainer:
             audio_dim=self.networks.audio_projection.config.embedding_dim,
         )
 
-    def _batches(self) -> Iterator[dict]:
+    def _batches(self) -> Generator[dict, None, None]:
         """Batches from where the run stands, without end."""
         accelerator = self.accelerator
         loader = DataLoader(
