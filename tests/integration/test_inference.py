@@ -210,7 +210,9 @@ def test_interrupting_leaves_nothing(files, tmp_path, tmp_path_factory):
     command = [sys.executable, str(ROOT / "inference.py"), *subprocess_arguments(files, **changes)]
     before = set(tmp_path.iterdir())
     with open(log_path, "w") as log:
-        process = subprocess.Popen(command, stderr=log, cwd=tmp_path)
+        # A background job of a shell ignores Ctrl-C, and what it starts would, too.
+        restore = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+        process = subprocess.Popen(command, stderr=log, cwd=tmp_path, preexec_fn=restore)
     deadline = time.time() + 120
     while "/600 [00:01" not in log_path.read_text() and time.time() < deadline and process.poll() is None:
         time.sleep(0.05)

@@ -180,7 +180,11 @@ def test_compiles_as_one_graph(unet, inputs):
 def test_save_and_load(unet, inputs, tmp_path):
     unet.save_pretrained(tmp_path)
     loaded = DenoisingUNet.from_pretrained(tmp_path)
-    assert torch.equal(loaded(**inputs), unet(**inputs))
+    weights = unet.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
+    assert loaded.config.motion_num_attention_heads == unet.config.motion_num_attention_heads
+    # not bit for bit: weights in a mapped file are aligned otherwise, and then sums are rounded otherwise
+    assert tiny.relative_error(loaded(**inputs).detach(), unet(**inputs)) < 3e-4
 
 
 def test_errors_name_what_is_wrong(unet, inputs):
