@@ -34,7 +34,7 @@ from tqdm import tqdm
 REPO_ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO_ROOT))
 
-from vexpress.runtime import InputError, run_program, set_up_logging  # noqa: E402
+from vexpress.runtime import ArgumentParser, InputError, run_program, set_up_logging  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -349,7 +349,7 @@ def _format_bytes(num_bytes: int) -> str:
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_dir", type=Path, default=Path("model_ckpts"), help="folder to fill (%(default)s)")
     parser.add_argument(
         "--revision",

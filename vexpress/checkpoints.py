@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -27,7 +28,7 @@ from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 from transformers.utils.logging import disable_progress_bar
 
 from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
-from vexpress.runtime import InputError, replacing
+from vexpress.runtime import InputError, first_line, replacing
 
 SUFFIXES = (".safetensors", ".bin", ".pth")
 LAYOUT = {
@@ -134,9 +135,9 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
             mmap = _is_zip(path)  # the format before PyTorch 1.6 cannot be mapped
             weights = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        raise InputError(f"weights file {path}: refused, holds more than tensors ({_first_line(error)})") from error
+        raise InputError(f"weights file {path}: refused, holds more than tensors ({first_line(error)})") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"weights file {path}: damaged or not a weights file ({_first_line(error)})") from error
+        raise InputError(f"weights file {path}: damaged or not a weights file ({first_line(error)})") from error
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -159,10 +160,6 @@ def rename_old_audio_attention(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in weights.items()
         if OLD_AUDIO_ATTENTION.search(name)
     }
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _is_zip(path: Path) -> bool:
@@ -250,28 +247,36 @@ def read_config(path: Path) -> dict:
     return config
 
 
-def build_networks(paths: ModelPaths) -> dict[str, nn.Module]:
-    """Builds the four networks on the meta device, sized by their configuration files.
+def build_networks(
+    unet_config_path: Path, v_kps_guider: Mapping[str, Any], audio_projection: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    """Builds the four networks, on PyTorch's default device.
+
+    Args:
+        unet_config_path: JSON of both UNets; its motion_* keys are the denoising UNet's.
+        v_kps_guider: arguments of `VKpsGuider` that differ from the released ones.
+        audio_projection: arguments of `AudioProjection`, likewise.
 
     Raises:
         InputError: a configuration that does not describe such a network.
     """
-    unet_config = read_config(paths.unet_config_path)
+    unet_config = read_config(unet_config_path)
     reference_config = {key: value for key, value in unet_config.items() if not key.startswith("motion_")}
-    configs = {
-        "reference_net": (ReferenceNet, paths.unet_config_path, reference_config),
-        "denoising_unet": (DenoisingUNet, paths.unet_config_path, unet_config),
+    recipes = {
+        "reference_net": lambda: ReferenceNet.from_config(reference_config),
+        "denoising_unet": lambda: DenoisingUNet.from_config(unet_config),
+        "v_kps_guider": lambda: VKpsGuider(**v_kps_guider),
+        "audio_projection": lambda: AudioProjection(**audio_projection),
     }
-    for name, network_class in (("v_kps_guider", VKpsGuider), ("audio_projection", AudioProjection)):
-        path = getattr(paths, f"{name}_path").with_suffix(".json")
-        configs[name] = (network_class, path, read_config(path) if path.exists() else {})  # no file: the released size
     networks = {}
-    for name, (network_class, path, config) in configs.items():
+    for name, build in recipes.items():
         try:
-            with torch.device("meta"):
-                networks[name] = network_class.from_config(config)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"configuration {path}: makes no {network_class.__name__} ({error})") from error
+            networks[name] = build()
+        except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+            where = (
+                f"configuration {unet_config_path}" if name in ("reference_net", "denoising_unet") else "configuration"
+            )
+            raise InputError(f"{where} of {name}: makes no such network ({error})") from error
     return networks
 
 
@@ -292,7 +297,12 @@ def load_networks(
     Raises:
         InputError: a file is missing or does not fit.
     """
-    networks = build_networks(paths)
+    own_configs = {}
+    for name in ("v_kps_guider", "audio_projection"):
+        path = getattr(paths, f"{name}_path").with_suffix(".json")
+        own_configs[name] = read_config(path) if path.exists() else {}  # no file: the released size
+    with torch.device("meta"):
+        networks = build_networks(paths.unet_config_path, **own_configs)
     for name, network in networks.items():
         files = [getattr(paths, f"{name}_path")]
         if name == "denoising_unet" and paths.motion_module_path.exists():
@@ -349,7 +359,7 @@ def _from_pretrained(library_class: type, folder: str | PathLike, flag: str, **o
     try:
         return library_class.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        raise InputError(f"{flag} {folder}: holds no {library_class.__name__} ({_first_line(error)})") from error
+        raise InputError(f"{flag} {folder}: holds no {library_class.__name__} ({first_line(error)})") from error
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from vexpress.runtime import InputError, replacing
+from vexpress.runtime import InputError, first_line, replacing
 
 REPLACED_KEYS = {
     "solver.enable_xformers_memory_efficient_attention": "nothing, attention always is scaled_dot_product_attention",
@@ -304,8 +304,7 @@ def load_config(path: str | PathLike, overrides: Sequence[str] = ()) -> TrainCon
     except YAMLError as error:
         raise InputError(f"{path}: an override is not valid YAML ({' '.join(str(error).split())})") from error
     except OmegaConfBaseException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: {getattr(error, 'full_key', None) or 'value'}: {reason}") from error
+        raise InputError(f"{path}: {getattr(error, 'full_key', None) or 'value'}: {first_line(error)}") from error
 
 
 def differing_keys(first: TrainConfig, second: TrainConfig) -> list[str]:

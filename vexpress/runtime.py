@@ -25,6 +25,11 @@ class InputError(ValueError):
     """What a user gave cannot be used. The message is one line: what was got, what is allowed, which flag to change."""
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, as far as it fits a message of one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults that are values."""
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vexpress.checkpoints import MOTION_KEY, ModelPaths, load_networks, read_config, read_state_dict
+from vexpress.checkpoints import MOTION_KEY, ModelPaths, build_networks, load_networks, read_state_dict
 from vexpress.config import TrainConfig
-from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
+from vexpress.models import DenoisingUNet
 from vexpress.runtime import InputError
 from vexpress.training.stages import STAGES, TrainingNetworks
 
@@ -140,7 +140,10 @@ def build_training_networks(config: TrainConfig) -> TrainingNetworks:
     if init.source == "stage":
         networks = TrainingNetworks(**load_networks(ModelPaths.from_model_dir(init.path, networks_only=True)))
     else:
-        networks = TrainingNetworks(**_build_from_config(config))
+        unet_config_path = Path(config.model.unet_config_path or Path(config.base_model_path) / "unet" / "config.json")
+        networks = TrainingNetworks(
+            **build_networks(unet_config_path, config.model.v_kps_guider, config.model.audio_projection)
+        )
         if init.source == "unet":
             load_unet_folder(networks, Path(init.path or Path(config.base_model_path) / "unet"))
         elif init.source == "animate_anyone":
@@ -154,21 +157,6 @@ def build_training_networks(config: TrainConfig) -> TrainingNetworks:
     if STAGES[config.train_stage].starts_silent:
         networks.denoising_unet.silence_motion()
     return networks
-
-
-def _build_from_config(config: TrainConfig) -> dict[str, nn.Module]:
-    path = Path(config.model.unet_config_path or Path(config.base_model_path) / "unet" / "config.json")
-    unet_config = read_config(path)
-    reference_config = {key: value for key, value in unet_config.items() if not key.startswith("motion_")}
-    try:
-        return {
-            "reference_net": ReferenceNet.from_config(reference_config),
-            "denoising_unet": DenoisingUNet.from_config(unet_config),
-            "v_kps_guider": VKpsGuider(**config.model.v_kps_guider),
-            "audio_projection": AudioProjection(**config.model.audio_projection),
-        }
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"{path} or model.*: the networks cannot be built ({error})") from error
 
 
 def _check_widths(networks: TrainingNetworks) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vexpress.checkpoints import LAYOUT, read_config, save_networks
 from vexpress.config import TrainConfig, differing_keys, load_config
-from vexpress.runtime import InputError
+from vexpress.runtime import InputError, first_line
 from vexpress.training.stages import TrainingNetworks
 
 logger = logging.getLogger(__name__)
@@ -89,9 +89,8 @@ class RunState:
                 self.ema.load_state_dict(schedule["ema"])
                 self.ema.to(self.accelerator.device)
         except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"{found[-1]} does not fit this configuration ({reason}); change output_dir to start anew"
+                f"{found[-1]} does not fit this configuration ({first_line(error)}); change output_dir to start anew"
             ) from error
         logger.info("resuming at step %d from %s", state["step"], found[-1])
         return state["step"], state["num_samples"]

@@ -169,20 +169,20 @@ class Trainer:
             data_seconds += time.perf_counter() - started
             with self.accelerator.accumulate(self.model):
                 loss, mouth = self.compute_loss(batch)
-                self._check_finite(loss, "loss", batch)
+                gathered = self.accelerator.gather(torch.stack([loss.detach(), *mouth])[None]).cpu()
+                self._check_finite(gathered[:, 0], "loss", batch)
+                totals += torch.stack([gathered[:, 0].mean() / num_batches, *gathered[:, 1:].sum(dim=0)])
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(self._trained(), self.config.solver.max_grad_norm)
                     if self.accelerator.scaler is None:  # which else skips such an update
-                        self._check_finite(torch.as_tensor(norm), "gradient", batch)
+                        self._check_finite(torch.as_tensor(norm).reshape(1), "gradient", batch)
                 self.optimizer.step()
                 if self.accelerator.sync_gradients and not self.accelerator.optimizer_step_was_skipped:
                     self.lr_scheduler.step()
                     if self.ema is not None:
                         self.ema.step(self._trained())
                 self.optimizer.zero_grad(set_to_none=True)
-            gathered = self.accelerator.gather(torch.stack([loss.detach(), *mouth])[None]).cpu()
-            totals += torch.stack([gathered[:, 0].mean() / num_batches, gathered[:, 1].sum(), gathered[:, 2].sum()])
         mouth_loss = totals[1] / totals[2].clamp(min=1)
         measured = {"loss": totals[0].item(), "mouth_loss": mouth_loss.item(), "grad_norm": float(norm), "lr": lr}
         return {**measured, "data_seconds": data_seconds}
@@ -272,16 +272,21 @@ class Trainer:
 
     # ---- watching ----------------------------------------------------------------------------------------------------
 
-    def _check_finite(self, value: Tensor, what: str, batch: dict) -> None:
-        """On all processes alike: one that stopped alone would leave the others waiting."""
-        value = value.detach().reshape(1).to(self.accelerator.device)
-        if self.accelerator.gather(value).isfinite().all():
+    def _check_finite(self, values: Tensor, what: str, batch: dict) -> None:
+        """On all processes alike: one that stopped alone would leave the others waiting.
+
+        Args:
+            values: one per process, or (1,) where all have the same.
+            what: for the message.
+            batch: of this process.
+        """
+        if values.isfinite().all():
             return
-        bad = [] if bool(value.isfinite()) else list(batch["name"])
-        names = ", ".join(dict.fromkeys(gather_object(bad)))
+        own = values[self.accelerator.process_index % len(values)]
+        bad = gather_object([] if own.isfinite() else list(batch["name"]))
         raise InputError(
-            f"the {what} is not finite at step {self.step + 1}, samples {names}: lower solver.learning_rate, or use "
-            "solver.mixed_precision=bf16 or no; the last checkpoint is untouched"
+            f"the {what} is not finite at step {self.step + 1}, samples {', '.join(dict.fromkeys(bad))}: lower "
+            "solver.learning_rate, or use solver.mixed_precision=bf16 or no; the last checkpoint is untouched"
         )
 
     def _log(self, log: RunLog | None, means: dict[str, float], seconds: float) -> None:
