@@ -1,8 +1,10 @@
 """Makes a talking video from a portrait and speech.
 
 python inference.py --reference_image_path ref.jpg --audio_path speech.mp3 --output_path out.mp4
+python inference.py                                       # a demo with the embedded model of drawn faces
 """
 
+import json
 import logging
 import math
 import os
@@ -17,33 +19,53 @@ from PIL import Image
 from torch import Tensor
 
 from vexpress import runtime
-from vexpress.checkpoints import LAYOUT, ModelPaths
+from vexpress.checkpoints import LAYOUT, ModelPaths, read_config
 from vexpress.diffusion import SCHEDULERS
 from vexpress.media.audio import load_audio
 from vexpress.media.faces import FaceAnalyzer, head_and_shoulders_box
+from vexpress.media.filmstrip import draw_filmstrip, frame_numbers, remember
 from vexpress.media.images import load_image
 from vexpress.media.keypoints import KPS_EXTEND, RETARGET_STRATEGIES, KpsSequence, fit_to_clip, load_kps, retarget
 from vexpress.media.video import write_video
-from vexpress.pipeline import VExpressPipeline
+from vexpress.pipeline import GUIDANCE, VExpressPipeline
 from vexpress.runtime import InputError
 
 logger = logging.getLogger("vexpress")
 
 DEFAULT_OUTPUT_PATH = "output/output.mp4"
+DEFAULT_MODEL_DIR = Path("model_ckpts")
+DEMO_PACK_DIR = Path(__file__).parent / "vexpress" / "demo_pack"
+DEMO = {
+    "reference_image_path": DEMO_PACK_DIR / "examples" / "portrait.png",
+    "audio_path": DEMO_PACK_DIR / "examples" / "speech.wav",
+    "kps_path": DEMO_PACK_DIR / "examples" / "driving_kps.npz",
+    "retarget_strategy": "naive_retarget",
+    "output_path": "output/demo.mp4",
+}
+"""What a run without inputs takes."""
+MODEL_DEFAULTS_NAME = "inference_defaults.json"
+"""A model folder may hold this file: flags, without dashes -> the defaults that suit the model."""
+MODEL_DEFAULTS = (
+    *("image_width", "image_height", "fps", "scheduler", "num_inference_steps", "guidance_scale", "guidance"),
+    *("shared_noise", "context_frames", "context_overlap", "reference_attention_weight", "audio_attention_weight"),
+    *("num_pad_audio_frames", "no_median_filter"),
+)
 SIZE_MULTIPLE = 8
 MIN_SIZE_PX = 64
 MAX_SIZE_PX = 2048
 ADVISED_PORTRAIT_PX = 512
+SHEET_FRAMES = 8
 
 
 def build_parser() -> runtime.ArgumentParser:
     """The flags: those of the released program with their meaning, and ours."""
     parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
     inputs = parser.add_argument_group("input and output")
-    inputs.add_argument("--reference_image_path", required=True, help="portrait, best square: head and shoulders")
-    inputs.add_argument("--audio_path", required=True, help="speech: any audio or video file")
+    inputs.add_argument("--reference_image_path", help="portrait, best square: head and shoulders")
+    inputs.add_argument("--audio_path", help="speech: any audio or video file")
     inputs.add_argument("--kps_path", help="driving keypoints: .pth, .npz or .safetensors")
     inputs.add_argument("--output_path", default=DEFAULT_OUTPUT_PATH, help="video to write")
+    inputs.add_argument("--contact_sheet_path", help="PNG to write: portrait, some frames, keypoints and waveform")
     inputs.add_argument("--auto_crop", action="store_true", help="crop the portrait around the face")
 
     motion = parser.add_argument_group("head motion")
@@ -59,7 +81,10 @@ def build_parser() -> runtime.ArgumentParser:
     motion.add_argument("--kps_fps", type=float, help="frame rate of --kps_path; unset: the file's, else --fps")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--model_dir", default="model_ckpts", help="folder in the released layout")
+    model.add_argument(
+        "--model_dir", help=f"folder in the released layout; unset: {DEFAULT_MODEL_DIR}, or if that is not there the "
+        "embedded model of drawn faces",
+    )  # fmt: skip
     for name, place in LAYOUT.items():
         model.add_argument(f"--{name}", help=f"in place of MODEL_DIR/{place}")
     model.add_argument(
@@ -88,6 +113,18 @@ def build_parser() -> runtime.ArgumentParser:
     sampling.add_argument("--scheduler", default="ddim", choices=tuple(SCHEDULERS), help="sampler")
     sampling.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps")
     sampling.add_argument("--guidance_scale", type=float, default=3.5, help="1: no guidance, half the time")
+    sampling.add_argument(
+        "--guidance",
+        default="all",
+        choices=GUIDANCE,
+        help="guide away from: no condition at all, or no audio, which moves the mouth more and keeps colours",
+    )
+    sampling.add_argument(
+        "--shared_noise",
+        type=float,
+        default=0.0,
+        help="share of the noise that all frames have in common: less flicker",
+    )
     sampling.add_argument("--context_frames", type=int, default=24, help="frames of a window")
     sampling.add_argument("--context_overlap", type=int, default=4, help="frames that windows share")
     sampling.add_argument(
@@ -98,6 +135,34 @@ def build_parser() -> runtime.ArgumentParser:
     sampling.add_argument("--standard_audio_sampling_rate", type=int, default=16000, help="Hz, of the audio encoder")
     sampling.add_argument("--no_median_filter", action="store_true", help="no smoothing of decoded frames")
     return parser
+
+
+def parse_arguments(arguments: list[str] | None) -> Namespace:
+    """Flags, with defaults that suit the model; without inputs, those of the demo."""
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if args.model_dir is None:
+        args.model_dir = DEFAULT_MODEL_DIR if DEFAULT_MODEL_DIR.exists() else DEMO_PACK_DIR
+    defaults_path = Path(args.model_dir) / MODEL_DEFAULTS_NAME
+    if defaults_path.is_file():
+        defaults = read_config(defaults_path)
+        for name, value in defaults.items():
+            kind = type(parser.get_default(name))
+            if name not in MODEL_DEFAULTS or type(value) not in ((int, float) if kind is float else (kind,)):
+                raise InputError(
+                    f"{defaults_path}: {name}={json.dumps(value)}; allowed are {', '.join(MODEL_DEFAULTS)}"
+                )
+        parser.set_defaults(**defaults, model_dir=args.model_dir)
+        args = parser.parse_args(arguments)
+    if args.reference_image_path is None and args.audio_path is None and Path(args.model_dir) == DEMO_PACK_DIR:
+        for name, value in DEMO.items():
+            if getattr(args, name) == parser.get_default(name):
+                setattr(args, name, str(value))
+        args.contact_sheet_path = args.contact_sheet_path or str(Path(args.output_path).with_suffix(".png"))
+    for name in ("reference_image_path", "audio_path"):
+        if getattr(args, name) is None:
+            raise InputError(f"--{name} is missing: give the file; without both and without a model the demo runs")
+    return args
 
 
 def check_numbers(args: Namespace) -> None:
@@ -112,6 +177,7 @@ def check_numbers(args: Namespace) -> None:
         "kps_fps": (1, 240),
         "num_inference_steps": (1, 1000),
         "guidance_scale": (0, 100),
+        "shared_noise": (0, 1),
         "context_frames": (1, 1000),
         "context_overlap": (0, args.context_frames - 1),
         "windows_per_batch": (1, 1000),
@@ -125,6 +191,9 @@ def check_numbers(args: Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not (math.isfinite(value) and low <= value <= high):
             raise InputError(f"--{name} {value}: must be {low} to {high}")
+    for name, choices in {"scheduler": SCHEDULERS, "guidance": GUIDANCE}.items():  # those of a file are not parsed
+        if getattr(args, name) not in choices:
+            raise InputError(f"--{name} {getattr(args, name)}: allowed are {', '.join(choices)}")
     if args.retarget_strategy is None:
         args.retarget_strategy = "fix_face" if args.kps_path is None else "no_retarget"
     if args.kps_path is None and args.retarget_strategy != "fix_face":
@@ -193,10 +262,16 @@ def prepare_kps(args: Namespace, sequence: KpsSequence | None, reference_kps: Te
 
 def main(arguments: list[str] | None = None) -> None:
     """Files -> tensors -> video file."""
-    args = build_parser().parse_args(arguments)
+    args = parse_arguments(arguments)
     check_numbers(args)
     rank = join_processes(args)
     runtime.set_up_logging(logging.INFO if rank == 0 else logging.ERROR)
+    if Path(args.model_dir) == DEMO_PACK_DIR:
+        logger.info(
+            "no --model_dir and no %s: the embedded model runs, which knows drawn faces only; for photographs get the "
+            "released models with scripts/download_models.py",
+            DEFAULT_MODEL_DIR,
+        )
     try:
         make_video(args, rank)
     except torch.OutOfMemoryError as error:
@@ -220,9 +295,12 @@ def make_video(args: Namespace, rank: int) -> None:
     portrait, reference_kps = prepare_portrait(args, device, paths.insightface_model_path)
     kps = prepare_kps(args, sequence, reference_kps, num_frames)
     inputs = (args.reference_image_path, args.audio_path, args.kps_path)
-    if args.output_path == DEFAULT_OUTPUT_PATH and not Path(args.output_path).parent.exists():
-        Path(args.output_path).parent.mkdir()
+    if args.output_path in (DEFAULT_OUTPUT_PATH, DEMO["output_path"]):
+        Path(args.output_path).parent.mkdir(exist_ok=True)
     output_path = runtime.check_output_path(args.output_path, "--output_path", inputs)
+    sheet_path = None
+    if args.contact_sheet_path:
+        sheet_path = runtime.check_output_path(args.contact_sheet_path, "--contact_sheet_path", (*inputs, output_path))
 
     # 2. networks
     weights_device = "cpu" if args.save_gpu_memory else device
@@ -242,6 +320,8 @@ def make_video(args: Namespace, rank: int) -> None:
         kps,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
+        guidance=args.guidance,
+        shared_noise=args.shared_noise,
         context_frames=args.context_frames,
         context_overlap=args.context_overlap,
         windows_per_batch=args.windows_per_batch,
@@ -255,8 +335,16 @@ def make_video(args: Namespace, rank: int) -> None:
         save_gpu_memory=args.save_gpu_memory,
     )
     if rank == 0:
-        write_video(output_path, output.frames, args.fps, audio)
-        print(f"{output_path}: {num_frames} frames, {num_frames / args.fps:.2f} s, with audio")
+        shown: list[np.ndarray] = []
+        numbers = frame_numbers(num_frames, SHEET_FRAMES)
+        write_video(output_path, remember(output.frames, numbers, shown), args.fps, audio)
+        if sheet_path:
+            waveform = audio.resampled_mono(expected_rate).numpy()
+            sheet = draw_filmstrip(np.asarray(portrait), shown, numbers, kps.numpy(), waveform)
+            with runtime.replacing(sheet_path) as temporary:
+                Image.fromarray(sheet).save(temporary, format="PNG")
+        beside = f"; contact sheet {sheet_path}" if sheet_path else ""
+        print(f"{output_path}: {num_frames} frames, {num_frames / args.fps:.2f} s, with audio{beside}")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ class DataConfig:
     """Probability that keypoint features are dropped, 0 to 1."""
     reference_drop_rate: float = 0.0
     """Probability that the reference is dropped, 0 to 1."""
+    audio_drop_rate: float = 0.0
+    """Probability that a sample loses its audio alone, 0 to 1; trains what `--guidance audio` guides away from."""
     drop_granularity: str = "frame"
     """"frame" draws for every frame, "clip" for every sample."""
     latent_cache_dir: str | None = None
@@ -85,7 +87,7 @@ class DataConfig:
         _check_range("data.num_workers", self.num_workers, 0, 1024)
         _check_range("data.num_padding_audio_frames", self.num_padding_audio_frames, 0, 100)
         _check_range("data.lip_mask_scale", self.lip_mask_scale, 0.1, 100)
-        for name in ("flip_rate", "kps_drop_rate", "reference_drop_rate"):
+        for name in ("flip_rate", "kps_drop_rate", "reference_drop_rate", "audio_drop_rate"):
             _check_range(f"data.{name}", getattr(self, name), 0, 1)
         for name in ("train_width", "train_height"):
             if getattr(self, name) % 8 or getattr(self, name) < 16:
@@ -232,6 +234,9 @@ class TrainConfig:
     uncond_ratio: float = 0.1
     """Probability that a sample loses all conditions, for guidance."""
     noise_offset: float = 0.05
+    shared_noise: float = 0.0
+    """Share of the noise's variance that all frames of a sample have in common, 0 (as released) to 1; see
+    inference.py --shared_noise."""
     snr_gamma: float | None = 5.0
     """Min-SNR weighting; unset weighs all timesteps alike."""
     enable_zero_snr: bool = True
@@ -265,6 +270,7 @@ class TrainConfig:
         _check_range("seed", self.seed, 0, 2**63 - 1)
         _check_range("uncond_ratio", self.uncond_ratio, 0, 1)
         _check_range("noise_offset", self.noise_offset, 0, 10)
+        _check_range("shared_noise", self.shared_noise, 0, 1)
         _check_range("checkpointing_steps", self.checkpointing_steps, 1, 10**9)
         _check_range("keep_checkpoints", self.keep_checkpoints, 1, 10**6)
         _check_range("log_steps", self.log_steps, 1, 10**9)

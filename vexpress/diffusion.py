@@ -77,6 +77,19 @@ def unscale_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return latents / factor + shift
 
 
+def share_noise(noise: Tensor, shared: Tensor, share: float) -> Tensor:
+    """Mixes noise of each frame with noise that all frames share; each frame's variance stays 1.
+
+    Frames that start from much the same noise come out alike, which is what holds flicker down.
+
+    Args:
+        noise: (... c f h w), unit normal.
+        shared: (... c 1 h w), unit normal.
+        share: of the variance that is shared, 0 (as released) to 1.
+    """
+    return share**0.5 * shared + (1 - share) ** 0.5 * noise
+
+
 def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> Tensor:
     """Loss weight of each timestep, in (0, 1]: min(SNR + 1, gamma) / (SNR + 1).
 

@@ -18,7 +18,7 @@ from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from vexpress.audio_features import audio_windows, encode_audio, num_audio_steps
 from vexpress.checkpoints import ModelPaths, load_audio_encoder, load_networks, load_vae
-from vexpress.diffusion import build_scheduler, scale_latents, unscale_latents, vae_downsampling
+from vexpress.diffusion import build_scheduler, scale_latents, share_noise, unscale_latents, vae_downsampling
 from vexpress.media.keypoints import draw_v_kps
 from vexpress.media.video import stream_median_filter
 from vexpress.models import AudioProjection, Conditions, DenoisingUNet, ReferenceNet, VKpsGuider
@@ -29,6 +29,7 @@ FRAMES_PER_BATCH = 8  # keypoint images encoded, and latents decoded, at once
 AUDIO_BATCH = 1024  # frames whose audio is projected at once
 MEDIAN_KERNEL_SIZE = 3  # frames and pixels; as the release does against flicker
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "generator")
+GUIDANCE = ("all", "audio")
 
 
 Working = Callable[..., contextlib.AbstractContextManager]
@@ -75,6 +76,10 @@ class PreparedClip:
     kps_features: Tensor
     kps_index: Tensor
 
+    def without_audio(self) -> "PreparedClip":
+        """The clip with its audio dropped."""
+        return replace(self, conditions=replace(self.conditions, audio_kv=None))
+
     def with_audio(self, unet: DenoisingUNet, audio_tokens: Tensor) -> "PreparedClip":
         """Adds keys and values of audio tokens (1 f m d), which go to the host part by part."""
         parts = []
@@ -89,7 +94,7 @@ class PreparedClip:
     def select(self, windows: list[list[int]], device: torch.device) -> tuple[Conditions, Tensor]:
         """Conditions, and V-Kps features (k d f h w), of k windows, on the device."""
         frames = torch.tensor(windows).flatten()
-        audio_kv = {
+        audio_kv = self.conditions.audio_kv and {
             path: tuple(_stream(part, frames, device) for part in kv) for path, kv in self.conditions.audio_kv.items()
         }
         different, index = self.kps_index[frames].unique(return_inverse=True)  # a still head has but one
@@ -211,6 +216,8 @@ class VExpressPipeline(DiffusionPipeline):
         width: int | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float = 3.5,
+        guidance: str = "all",
+        shared_noise: float = 0.0,
         context_frames: int = 24,
         context_overlap: int = 4,
         windows_per_batch: int = 1,
@@ -235,6 +242,10 @@ class VExpressPipeline(DiffusionPipeline):
             width: px, likewise.
             num_inference_steps: denoising steps, 1 to 1000.
             guidance_scale: 1 switches guidance off and halves the time.
+            guidance: what the prediction is guided away from, one of `GUIDANCE`: "all" is one without any condition, as
+                released; "audio" one without audio alone, which strengthens the mouth and leaves colours as they are.
+            shared_noise: share of the initial noise's variance that all frames have in common, 0 (as released) to 1;
+                more holds flicker down.
             context_frames: frames of a window.
             context_overlap: frames that neighbouring windows share.
             windows_per_batch: windows predicted at once; more is faster where memory allows.
@@ -242,7 +253,7 @@ class VExpressPipeline(DiffusionPipeline):
             reference_attention_weight: factor on what reference attention adds.
             audio_attention_weight: factor on what audio attention adds.
             seed: of the initial noise, which is drawn on the CPU and so is the same for every device.
-            latents: initial noise (1 c f h w) instead.
+            latents: initial noise (1 c f h w), in place of that of `seed` and `shared_noise`.
             output_type: one of `OUTPUT_TYPES`.
             median_filter: smooths decoded frames over 3x3x3 pixels, against flicker.
             device: where to work; None is where the pipeline is.
@@ -267,6 +278,8 @@ class VExpressPipeline(DiffusionPipeline):
             num_pad_audio_frames,
             latents,
             output_type,
+            guidance,
+            shared_noise,
         )
         working = partial(_working, device, save_gpu_memory)
 
@@ -285,6 +298,9 @@ class VExpressPipeline(DiffusionPipeline):
         if latents is None:
             shape = (1, self.denoising_unet.config.in_channels, num_frames, *kps_features.shape[-2:])
             latents = torch.randn(shape, generator=generator)
+            if shared_noise:
+                shared = torch.randn(*shape[:2], 1, *shape[3:], generator=generator)
+                latents = share_noise(latents, shared, shared_noise)
         latents = latents.float().cpu() * self.scheduler.init_noise_sigma
 
         # 4. denoise
@@ -306,7 +322,7 @@ class VExpressPipeline(DiffusionPipeline):
                 return callback(step, timestep, current) if callback else None
 
             latents = sample(
-                guided(partial(self._predict, clip, device), guidance_scale),
+                guided(partial(self._predict, clip, device, guidance), guidance_scale),
                 latents,
                 self.scheduler,
                 windows,
@@ -339,8 +355,14 @@ class VExpressPipeline(DiffusionPipeline):
         num_pad_audio_frames: int,
         latents: Tensor | None,
         output_type: str,
+        guidance: str,
+        shared_noise: float,
     ) -> list[list[int]]:
         """Raises InputError for what cannot work, and gives the clip's windows."""
+        if guidance not in GUIDANCE:
+            raise InputError(f"guidance {guidance!r}: allowed are {', '.join(GUIDANCE)}")
+        if not 0 <= shared_noise <= 1:
+            raise InputError(f"shared_noise {shared_noise}: must be 0 to 1")
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"output_type {output_type!r}: allowed are {', '.join(OUTPUT_TYPES)}")
         if waveform.ndim != 1 or not len(waveform) or not waveform.isfinite().all():
@@ -407,15 +429,16 @@ class VExpressPipeline(DiffusionPipeline):
         self,
         clip: PreparedClip,
         device: torch.device,
+        guidance: str,
         noisy: Tensor,
         timestep: Tensor,
         windows: list[list[int]],
         conditional: bool,
     ) -> Tensor:
-        """One forward pass over windows (k c f h w); unconditional means without reference, audio and keypoints."""
+        """One forward pass over windows (k c f h w); unconditional means without what `guidance` says."""
         noisy, timestep = noisy.to(device, self.denoising_unet.dtype), timestep.to(device)
-        if conditional:
-            conditions, kps_features = clip.select(windows, device)
+        if conditional or guidance == "audio":
+            conditions, kps_features = (clip if conditional else clip.without_audio()).select(windows, device)
         else:
             conditions, kps_features = replace(clip.conditions, reference_kv=None, audio_kv=None), None
         return self.denoising_unet(noisy, timestep, conditions=conditions, kps_features=kps_features)

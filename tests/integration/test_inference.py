@@ -19,7 +19,7 @@ import inference
 from tests import tiny
 from tests.face_models import build_face_models, draw_face
 from vexpress.media.keypoints import KpsSequence, save_kps
-from vexpress.runtime import run_program
+from vexpress.runtime import InputError, run_program
 
 ROOT = Path(__file__).parents[2]
 SAMPLES_DIR = tiny.SHARED_DIR / "samples"
@@ -452,3 +452,31 @@ def test_real_clips(files, clip, audio, kps, num_frames):
     }
     assert run(flags) == 0
     check_video(files["--output_path"], num_frames, 30)
+
+
+# ---- what a model suggests -----------------------------------------------------------------------------------------
+
+
+def parsed(model_dir: Path, *flags: str):
+    inputs = ["--reference_image_path", "a.png", "--audio_path", "b.wav"]
+    return inference.parse_arguments(["--model_dir", str(model_dir), *inputs, *flags])
+
+
+def test_a_model_folder_may_bring_defaults(tmp_path):
+    (tmp_path / inference.MODEL_DEFAULTS_NAME).write_text('{"image_width": 128, "fps": 25, "guidance": "audio"}')
+    args = parsed(tmp_path, "--fps", "12.5")
+    assert (args.image_width, args.fps, args.guidance, args.image_height) == (128, 12.5, "audio", 512)
+    assert args.model_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"image_width": "128"}', '{"output_path": "x"}', '{"fps": true}', "[1]", "{"])
+def test_defaults_that_are_none(tmp_path, text):
+    (tmp_path / inference.MODEL_DEFAULTS_NAME).write_text(text)
+    with pytest.raises(InputError, match=inference.MODEL_DEFAULTS_NAME):
+        parsed(tmp_path)
+
+
+def test_defaults_of_a_file_are_checked_like_flags(tmp_path):
+    (tmp_path / inference.MODEL_DEFAULTS_NAME).write_text('{"guidance": "some"}')
+    with pytest.raises(InputError, match="--guidance some"):
+        inference.check_numbers(parsed(tmp_path))

@@ -9,6 +9,7 @@ from tests import tiny
 from vexpress import audio_features
 from vexpress.audio_features import audio_windows, encode_audio
 from vexpress.diffusion import SCHEDULERS, build_scheduler
+from vexpress.runtime import InputError
 
 NUM_FRAMES = 7
 SIZE = 64
@@ -173,3 +174,32 @@ def test_long_audio_in_chunks_is_close_and_aligned(monkeypatch):
     assert near < 0.2
     for shift in (-1, 1):
         assert tiny.relative_error(chunked.roll(shift, 0), whole) > 2 * near
+
+
+def test_guidance_on_audio_alone_leaves_what_audio_does_not_touch(inputs):
+    pipe = tiny.pipeline()
+    scales = [latents(pipe, inputs, guidance="audio", guidance_scale=scale) for scale in (1, 4)]
+    assert tiny.relative_error(*scales) > 1e-2
+    pipe.denoising_unet.silence_audio()  # now both predictions are the same, whatever the scale
+    scales = [latents(pipe, inputs, guidance="audio", guidance_scale=scale) for scale in (1, 4)]
+    assert tiny.relative_error(*scales) < 1e-4
+    assert tiny.relative_error(latents(pipe, inputs, guidance="all", guidance_scale=4), scales[0]) > 1e-2
+
+
+def test_frames_that_share_all_noise_and_conditions_are_alike(inputs):
+    pipe = tiny.pipeline()
+    pipe.denoising_unet.silence_audio()
+    pipe.denoising_unet.silence_motion()
+    still = {**inputs, "kps_sequence": inputs["kps_sequence"][:1].expand(NUM_FRAMES, -1, -1)}
+    frames = latents(pipe, still, shared_noise=1.0)
+    assert tiny.relative_error(frames, frames[:, :, :1].expand_as(frames)) < 1e-4
+    apart = latents(pipe, still, shared_noise=0.0)
+    assert tiny.relative_error(apart, apart[:, :, :1].expand_as(apart)) > 1e-1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("guidance", "kps"), ("shared_noise", 1.5), ("shared_noise", float("nan"))]
+)
+def test_guidance_and_shared_noise_out_of_range(pipe, inputs, name, value):
+    with pytest.raises(InputError, match=name):
+        pipe(**{**inputs, name: value})

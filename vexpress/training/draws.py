@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vexpress.config import TrainConfig
+from vexpress.diffusion import share_noise
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Draws:
         timesteps: (b,) int64.
         reference_keep: (b f) float32, 0 where the reference is dropped, 1 elsewhere. Likewise the others.
         kps_keep: (b f).
-        audio_keep: (b f); audio is dropped only together with all else.
+        audio_keep: (b f); as released, audio is dropped only together with all else.
     """
 
     noise: Tensor
@@ -60,7 +61,7 @@ def _draw_one(
     generator = torch.Generator().manual_seed(seed)
     channels, num_frames = latent_shape[:2]
     noise = torch.randn(latent_shape, generator=generator)
-    noise += config.noise_offset * torch.randn(channels, 1, 1, 1, generator=generator)
+    offset = config.noise_offset * torch.randn(channels, 1, 1, 1, generator=generator)
     timestep = torch.randint(num_timesteps, (), generator=generator)
     keep_any = torch.rand((), generator=generator) >= config.uncond_ratio
 
@@ -68,9 +69,10 @@ def _draw_one(
         size = num_frames if config.data.drop_granularity == "frame" else 1
         return (torch.rand(size, generator=generator) >= rate).expand(num_frames)
 
-    masks = [
-        keep(config.data.reference_drop_rate),
-        keep(config.data.kps_drop_rate),
-        torch.ones(num_frames, dtype=torch.bool),
-    ]
-    return noise, timestep, *((mask & keep_any if drop else torch.ones_like(mask)).float() for mask in masks)
+    masks = [keep(config.data.reference_drop_rate), keep(config.data.kps_drop_rate)]
+    # What the release does not draw comes last, so that all else is drawn alike with and without it.
+    masks.append((torch.rand((), generator=generator) >= config.data.audio_drop_rate).expand(num_frames))
+    if config.shared_noise:
+        shared = torch.randn(channels, 1, *latent_shape[2:], generator=generator)
+        noise = share_noise(noise, shared, config.shared_noise)
+    return noise + offset, timestep, *((mask & keep_any if drop else torch.ones_like(mask)).float() for mask in masks)

@@ -1,0 +1,129 @@
+"""Puts the demo pack together: networks in half precision, examples, held-out clips; then checks its size.
+
+    python scripts/demo/assemble_pack.py --work_dir runs/demo --pack_dir vexpress/demo_pack
+
+`--work_dir` is what build_demo_pack.sh has filled. The driving keypoints come from the pack's own face networks.
+"""
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+from scripts.demo.make_drawn_dataset import SAMPLING_RATE_HZ, speak
+from vexpress import runtime
+from vexpress.checkpoints import LAYOUT, ModelPaths, load_networks, load_vae, save_frozen_parts, save_networks
+from vexpress.data.drawn_faces import draw_frame, draw_motion, draw_person, mouth_from_speech
+from vexpress.media.audio import Audio
+from vexpress.media.faces import FaceAnalyzer
+from vexpress.media.keypoints import KpsSequence, save_kps
+from vexpress.media.video import read_frames, write_video
+from vexpress.runtime import InputError
+
+logger = logging.getLogger("assemble_pack")
+
+MOST_BYTES = 25 * 10**6
+FPS, SIZE_PX = 30, 128
+INFERENCE_DEFAULTS = {
+    "image_width": SIZE_PX,
+    "image_height": SIZE_PX,
+    "fps": float(FPS),
+    "num_inference_steps": 12,
+    "guidance": "audio",
+    "guidance_scale": 2.0,
+    "shared_noise": 1.0,
+    "reference_attention_weight": 1.0,
+    "audio_attention_weight": 1.0,
+    "no_median_filter": True,
+}
+SPEECH = (
+    ("Hello! I am a drawn face, and I say what I hear.", "en", "f4", 55, 150),
+    ("Give me a picture and a voice.", "en", "f4", 55, 150),
+)
+DRIVING_SPEECH = ("We turn our heads a little while we talk to one another, and sometimes we nod.", "en", "m7", 45, 160)
+PORTRAIT_SEED, DRIVER_SEED = 20_001, 20_002  # people whom no training draws
+
+
+def write_examples(folder: Path, face_models: Path) -> None:
+    """A portrait, speech, and a driving clip of someone else with its keypoints as the face networks find them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pause = np.zeros(int(0.25 * SAMPLING_RATE_HZ), np.float32)
+    parts = [part for sentence in SPEECH for part in (pause, speak(*sentence))]
+    write_wav(folder / "speech.wav", np.concatenate([*parts, pause]))
+    rng = np.random.default_rng(PORTRAIT_SEED)
+    person, motion = draw_person(rng), draw_motion(rng, 1, FPS, amount=0)
+    Image.fromarray(draw_frame(person, motion.row(0), np.array([0.0, 0.5]), SIZE_PX).pixels).save(
+        folder / "portrait.png", optimize=True
+    )
+
+    rng = np.random.default_rng(DRIVER_SEED)
+    waveform = speak(*DRIVING_SPEECH)
+    num_frames = round(len(waveform) / SAMPLING_RATE_HZ * FPS)
+    person, motion = draw_person(rng), draw_motion(rng, num_frames, FPS)
+    mouth = mouth_from_speech(waveform, SAMPLING_RATE_HZ, num_frames, FPS)
+    frames = [draw_frame(person, motion.row(i), mouth[i], SIZE_PX).pixels for i in range(num_frames)]
+    write_video(folder / "driving.mp4", frames, FPS, Audio(torch.from_numpy(waveform)[None], SAMPLING_RATE_HZ))
+    analyzer = FaceAnalyzer(face_models, torch.device("cpu"))
+    decoded = [frame for _, frame in read_frames(folder / "driving.mp4")]
+    found = [analyzer.detect_main(frame, f"driving.mp4, frame {i}").v_kps for i, frame in enumerate(decoded)]
+    kps = torch.from_numpy(np.stack(found)).float()
+    save_kps(folder / "driving_kps.npz", KpsSequence(kps, FPS, SIZE_PX, SIZE_PX))
+
+
+def write_wav(path: Path, waveform: np.ndarray) -> None:
+    """Writes (n) float32 in -1..1 at 16 kHz as 16-bit PCM."""
+    import wave
+
+    with runtime.replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLING_RATE_HZ)
+        file.writeframes((waveform / np.abs(waveform).max() * 0.9 * 32767).astype("<i2").tobytes())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Writes the pack."""
+    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work_dir", type=Path, required=True)
+    parser.add_argument("--pack_dir", type=Path, required=True)
+    args = parser.parse_args(arguments)
+    runtime.set_up_logging()
+    work, pack = args.work_dir, args.pack_dir
+
+    # 1. networks
+    paths = ModelPaths.from_model_dir(work / "stage_3" / "export")
+    save_networks(pack, **load_networks(paths), dtype=torch.float16)
+    vae = load_vae(work / "vae" / "final", torch.float16)
+    encoder = Wav2Vec2Model.from_pretrained(work / "audio_encoder", torch_dtype=torch.float16)
+    save_frozen_parts(pack, vae, encoder, Wav2Vec2FeatureExtractor.from_pretrained(work / "audio_encoder"))
+    (pack / "inference_defaults.json").write_text(json.dumps(INFERENCE_DEFAULTS, indent=1) + "\n")
+    face_models = pack / LAYOUT["insightface_model_path"]
+    shutil.copytree(
+        work / "insightface_models",
+        face_models,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("*.pt", "report.json"),
+    )
+    if (work / "evaluation_networks").is_dir():
+        shutil.copytree(work / "evaluation_networks", pack / "evaluation", dirs_exist_ok=True)
+
+    # 2. examples and held-out clips
+    write_examples(pack / "examples", face_models)
+    shutil.copytree(work / "heldout_pack", pack / "heldout", dirs_exist_ok=True)
+
+    num_bytes = sum(path.stat().st_size for path in pack.rglob("*") if path.is_file())
+    if num_bytes > MOST_BYTES:
+        raise InputError(f"{pack} has {num_bytes / 1e6:.1f} MB, allowed are {MOST_BYTES / 1e6:.0f}: make it smaller")
+    print(f"{pack}: {num_bytes / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(runtime.run_program(main))

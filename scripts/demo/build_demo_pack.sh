@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Builds vexpress/demo_pack from nothing: data, autoencoder, audio encoder, face networks, the three stages, export.
+#
+#   apt-get install espeak-ng && scripts/demo/build_demo_pack.sh [WORK_DIR] [PACK_DIR]
+#
+# About three hours on two cores. The same command goes on where it was cut off: each part that is done leaves
+# WORK_DIR/done/PART with its seconds. Parts that do not need each other run side by side, one core each.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+work=${1:-runs/demo}
+pack=${2:-vexpress/demo_pack}
+python=${PYTHON:-python}
+export OMP_NUM_THREADS=1 HOST_GPU_NUM=1 PYTHON=$python
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1 # fewer page faults: training is about a tenth faster
+if [ "$work" != runs/demo ]; then
+    echo "error: WORK_DIR $work: the configurations in training_configs/demo name runs/demo; change both" >&2
+    exit 2
+fi
+mkdir -p "$work/done" "$work/logs"
+
+part() { # part NAME COMMAND...: runs a part once
+    local name=$1 started=$SECONDS
+    shift
+    [ -e "$work/done/$name" ] && return 0
+    echo "$(date +%H:%M) $name"
+    "$@" >>"$work/logs/$name.log" 2>&1 || {
+        echo "error: $name failed; see $work/logs/$name.log" >&2
+        return 1
+    }
+    echo "$((SECONDS - started)) s" >"$work/done/$name"
+}
+
+part data "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/data" --split train --num_clips 500
+part heldout "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/heldout" --split heldout --num_clips 32
+part heldout_pack "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/heldout_pack" \
+    --split heldout --num_clips 10 --seconds 2 --seed 1
+
+audio_and_faces() {
+    part audio_encoder "$python" scripts/demo/train_audio_encoder.py \
+        --data_dir "$work/data" --heldout_dir "$work/heldout" --output_dir "$work/audio_encoder" || return 1
+    for split in data heldout heldout_pack; do
+        part "audio_embeds_$split" "$python" scripts/prepare_dataset/extract_audio_embeddings.py \
+            --meta_path "$work/$split/metadata.json" --audio_encoder_path "$work/audio_encoder" || return 1
+    done
+    part face_networks "$python" scripts/demo/train_face_networks.py --output_dir "$work/insightface_models" || return 1
+    part metric_networks "$python" scripts/demo/train_metric_networks.py \
+        --data_dir "$work/data" --output_dir "$work/evaluation_networks"
+}
+
+audio_and_faces &
+side=$!
+part vae "$python" scripts/demo/train_vae.py --output_dir "$work/vae" &
+vae=$!
+
+# The stages need latents, which are final when the autoencoder's first phase ends, and the audio states.
+until [ -e "$work/vae/joint/config.json" ] && [ -e "$work/done/audio_embeds_heldout_pack" ]; do
+    kill -0 "$vae" 2>/dev/null || [ -e "$work/done/vae" ] || exit 1
+    kill -0 "$side" 2>/dev/null || [ -e "$work/done/face_networks" ] || exit 1
+    sleep 5
+done
+mkdir -p "$work/base_model"
+part latents "$python" scripts/prepare_dataset/cache_latents.py --meta_path "$work/data/metadata.json" \
+    --cache_dir "$work/latents" --vae_path "$work/vae/joint" --width 128 --height 128
+for stage in stage_1 stage_2 stage_3; do
+    part "$stage" ./train_stage.sh "training_configs/demo/$stage.yaml"
+done
+wait "$vae" "$side"
+part assemble "$python" scripts/demo/assemble_pack.py --work_dir "$work" --pack_dir "$pack"
+for file in "$work"/done/*; do
+    printf '%-24s %s\n' "$(basename "$file")" "$(cat "$file")"
+done

@@ -1,0 +1,134 @@
+"""Makes a dataset of drawn talking faces: speech by espeak-ng, and portraits whose mouths follow it.
+
+    apt-get install espeak-ng
+    python scripts/demo/make_drawn_dataset.py --output_dir runs/demo/data --split train --num_clips 400
+
+The result is a dataset as scripts/prepare_dataset writes it, without audio embeds (extract_audio_embeddings.py adds
+those), with exact face info, and with what the mouth does: `labels/*.npz`, `mouth` (f 2), aperture and width. People,
+sentences, voices and, for speech, languages of the split `heldout` are never those of `train`.
+"""
+
+import functools
+import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vexpress import runtime
+from vexpress.data.drawn_faces import draw_frame, draw_motion, draw_person, face_info, mouth_from_speech
+from vexpress.data.formats import save_face_info
+from vexpress.media.audio import Audio, load_audio
+from vexpress.media.video import write_video
+from vexpress.runtime import InputError
+
+SAMPLING_RATE_HZ = 16000
+SENTENCES = json.loads((Path(__file__).parent / "sentences.json").read_text(encoding="utf-8"))
+SPLITS = {
+    "train": {
+        "languages": ("en", "de", "fr", "es", "it", "pt", "nl"),
+        "voices": ("m1", "m2", "m3", "m5", "m8", "f1", "f2", "f3", "belinda", "adam"),
+    },
+    "heldout": {"languages": ("en", "sv", "pl", "fi"), "voices": ("m4", "m7", "f4", "f5", "linda", "paul")},
+}
+FEMALE_VOICES = ("f1", "f2", "f3", "f4", "f5", "belinda", "linda")
+
+
+def speak(text: str, language: str, voice: str, pitch: int = 50, words_per_minute: int = 165) -> np.ndarray:
+    """Speaks a sentence: (n) float32 at 16 kHz, without the silence around it.
+
+    Raises:
+        InputError: espeak-ng is not installed, or refuses.
+    """
+    program = shutil.which("espeak-ng")
+    if program is None:
+        raise InputError("espeak-ng is not installed; it makes the speech: apt-get install espeak-ng")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "speech.wav"
+        arguments = ["-v", f"{language}+{voice}", "-p", str(pitch), "-s", str(words_per_minute), "-w", str(path)]
+        result = subprocess.run([program, *arguments, "--", text], capture_output=True, text=True)
+        if result.returncode:
+            raise InputError(f"espeak-ng failed on {language}+{voice}: {result.stderr.strip()}")
+        waveform = load_audio(path).resampled_mono(SAMPLING_RATE_HZ).numpy()
+    loud = np.flatnonzero(np.abs(waveform) > 0.01 * np.abs(waveform).max())
+    return waveform[loud[0] : loud[-1] + 1]
+
+
+def draw_speech(rng: np.random.Generator, split: str, num_samples: int) -> tuple[np.ndarray, dict[str, str]]:
+    """Draws speech of some voice with pauses: (num_samples) float32 at 16 kHz, and what it is."""
+    language, voice = (str(rng.choice(SPLITS[split][key])) for key in ("languages", "voices"))
+    pitch, words_per_minute = int(rng.integers(30, 70)), int(rng.integers(130, 190))
+    pieces = [np.zeros(int(rng.uniform(0.05, 0.5) * SAMPLING_RATE_HZ), np.float32)]
+    while sum(map(len, pieces)) < num_samples:
+        sentences = SENTENCES[language]["heldout" if split == "heldout" else "train"]
+        words = str(rng.choice(sentences)).split()
+        start = int(rng.integers(0, max(1, len(words) - 3)))
+        pieces.append(speak(" ".join(words[start:]), language, voice, pitch, words_per_minute))
+        pieces.append(np.zeros(int(rng.uniform(0.1, 0.6) * SAMPLING_RATE_HZ), np.float32))
+    waveform = np.concatenate(pieces)[:num_samples]
+    waveform = waveform * (rng.uniform(0.2, 0.9) / np.abs(waveform).max())
+    noise = rng.normal(0, rng.uniform(1e-5, 1e-3), num_samples)
+    sex = "female" if voice in FEMALE_VOICES else "male"
+    return (waveform + noise).astype(np.float32), {"language": language, "voice": voice, "sex": sex}
+
+
+def write_drawn_clip(index: int, folder: Path, split: str, seed: int, num_frames: int, fps: int, size_px: int) -> dict:
+    """Writes one clip with its labels and returns its row of the metadata."""
+    torch.set_num_threads(1)
+    rng = np.random.default_rng((seed, sorted(SPLITS).index(split), index))
+    waveform, facts = draw_speech(rng, split, round(num_frames / fps * SAMPLING_RATE_HZ))
+    mouth = mouth_from_speech(waveform, SAMPLING_RATE_HZ, num_frames, fps)
+    person, motion = draw_person(rng), draw_motion(rng, num_frames, fps)
+    frames = [draw_frame(person, motion.row(i), mouth[i], size_px) for i in range(num_frames)]
+    name = f"{split}_{index:04d}"
+    paths = {"video": f"clips/{name}.mp4", "face_info": f"face_info/{name}.npz", "labels": f"labels/{name}.npz"}
+    audio = Audio(torch.from_numpy(waveform)[None], SAMPLING_RATE_HZ)
+    write_video(folder / paths["video"], (frame.pixels for frame in frames), fps, audio, crf=10, keyframe_interval=30)
+    save_face_info(folder / paths["face_info"], face_info(frames))
+    with runtime.replacing(folder / paths["labels"]) as temporary:
+        np.savez(temporary, mouth=mouth)
+    paths["audio_embeds"] = f"audio_embeds/{name}.safetensors"
+    return paths | {"duration": num_frames / fps, "fps": fps, "num_frames": num_frames} | facts
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Writes the dataset."""
+    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--split", choices=sorted(SPLITS), default="train")
+    parser.add_argument("--num_clips", type=int, default=400)
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a clip")
+    parser.add_argument("--fps", type=int, default=30)
+    parser.add_argument("--size", type=int, default=128, help="width and height in px")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_processes", type=int, default=2)
+    args = parser.parse_args(arguments)
+    for name in ("num_clips", "seconds", "fps", "num_processes"):
+        if getattr(args, name) <= 0:
+            raise InputError(f"--{name} {getattr(args, name)}: must be more than 0")
+    if args.size < 32 or args.size % 2:
+        raise InputError(f"--size {args.size}: must be an even number of px, 32 or more")
+    folder = Path(args.output_dir)
+    for part in ("clips", "face_info", "labels", "audio_embeds"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    write = functools.partial(
+        write_drawn_clip, folder=folder, split=args.split, seed=args.seed,
+        num_frames=round(args.seconds * args.fps), fps=args.fps, size_px=args.size,
+    )  # fmt: skip
+    with multiprocessing.get_context("spawn").Pool(args.num_processes) as pool:
+        rows = list(tqdm(pool.imap(write, range(args.num_clips)), "clips", args.num_clips))
+    with runtime.replacing(folder / "metadata.json") as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(f"{folder / 'metadata.json'}: {len(rows)} clips of drawn faces")
+
+
+if __name__ == "__main__":
+    sys.exit(runtime.run_program(main))

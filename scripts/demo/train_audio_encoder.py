@@ -1,0 +1,166 @@
+"""Trains the demo pack's audio encoder, a small wav2vec2, to tell the spectrum of speech.
+
+    python scripts/demo/train_audio_encoder.py --data_dir runs/demo/data --heldout_dir runs/demo/heldout \\
+        --output_dir runs/demo/audio_encoder
+
+It learns log-mel spectra, never what a mouth does: `labels` serve only to report, at the end, how well a linear probe
+reads aperture and width from its hidden states on voices and languages it never heard. The same command resumes.
+"""
+
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import librosa
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+from vexpress import runtime
+from vexpress.audio_features import audio_windows, encode_audio
+from vexpress.media.audio import load_audio
+
+logger = logging.getLogger("train_audio_encoder")
+
+SAMPLING_RATE_HZ = 16000
+NUM_MELS, MEL_WINDOW = 48, 640  # samples, 40 ms
+MEL_FLOOR = 1e-4
+
+
+def build_encoder() -> Wav2Vec2Model:
+    """The network; its first norm spans time, which keeps how loud a moment is."""
+    return Wav2Vec2Model(
+        Wav2Vec2Config(
+            conv_dim=(32, 32, 32, 48, 48, 64, 64),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=128,
+            num_conv_pos_embeddings=32,
+            num_conv_pos_embedding_groups=8,
+            feat_extract_norm="group",
+            layerdrop=0.0,
+            mask_time_prob=0.0,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            feat_proj_dropout=0.0,
+        )
+    )
+
+
+def log_mel(values: Tensor, config: Wav2Vec2Config) -> Tensor:
+    """Waveforms (b n), normalised -> (b m NUM_MELS) log-mel spectra at the middles of the encoder's m steps."""
+    hop = math.prod(config.conv_stride)
+    receptive_field, stride = 1, 1
+    for kernel, step in zip(config.conv_kernel, config.conv_stride):
+        receptive_field, stride = receptive_field + (kernel - 1) * stride, stride * step
+    num_steps = (values.shape[1] - receptive_field) // hop + 1
+    margin = (MEL_WINDOW - receptive_field + 1) // 2
+    frames = nn.functional.pad(values, (margin, MEL_WINDOW)).unfold(1, MEL_WINDOW, hop)[:, :num_steps]
+    power = torch.fft.rfft(frames * torch.hann_window(MEL_WINDOW)).abs().square() / MEL_WINDOW
+    mel = librosa.filters.mel(sr=SAMPLING_RATE_HZ, n_fft=MEL_WINDOW, n_mels=NUM_MELS, norm=None)
+    return torch.log(power @ torch.from_numpy(mel).mT + MEL_FLOOR)
+
+
+def load_split(folder: Path) -> tuple[list[Tensor], list[np.ndarray]]:
+    """The waveforms (n) and mouths (f 2) of a drawn dataset."""
+    rows = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    waveforms = [load_audio(folder / row["video"]).resampled_mono(SAMPLING_RATE_HZ) for row in rows]
+    return waveforms, [np.load(folder / row["labels"])["mouth"] for row in rows]
+
+
+@torch.inference_mode()
+def probe(encoder: Wav2Vec2Model, processor, train: tuple, heldout: tuple) -> dict[str, float]:
+    """R^2 on held-out clips of a ridge regression from audio windows to aperture and width."""
+
+    def design(waveforms: list[Tensor], mouths: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        windows = [
+            audio_windows(encode_audio(encoder, processor, waveform), len(mouth)).flatten(1)
+            for waveform, mouth in zip(waveforms, mouths)
+        ]
+        inputs = torch.cat(windows).double().numpy()
+        return np.concatenate([inputs, np.ones((len(inputs), 1))], 1), np.concatenate(mouths)
+
+    inputs, targets = design(*(part[:200] for part in train))
+    weights = np.linalg.solve(
+        inputs.T @ inputs + 1e-2 * len(inputs) * np.eye(inputs.shape[1]) * 1e-2, inputs.T @ targets
+    )
+    inputs, targets = design(*heldout)
+    residual = np.square(inputs @ weights - targets).mean(0) / targets.var(0)
+    return {"aperture": float(1 - residual[0]), "width": float(1 - residual[1])}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, reports and saves."""
+    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--heldout_dir", required=True)
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--num_steps", type=int, default=2500)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--save_steps", type=int, default=250)
+    args = parser.parse_args(arguments)
+    runtime.set_up_logging()
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    processor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)
+    encoder = build_encoder()
+    head = nn.Linear(encoder.config.hidden_size, NUM_MELS)
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.99))
+    state_path, start = folder / "state.pt", 0
+    if state_path.is_file():
+        state = torch.load(state_path, weights_only=True)
+        encoder.load_state_dict(state["encoder"])
+        head.load_state_dict(state["head"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    train, heldout = load_split(Path(args.data_dir)), load_split(Path(args.heldout_dir))
+    num_samples = min(map(len, train[0]))
+    losses = []
+    encoder.train()
+    for step in range(start, args.num_steps):
+        rng = np.random.default_rng((0, step))
+        for group in optimizer.param_groups:
+            group["lr"] = (
+                args.learning_rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / args.num_steps))
+            )
+        chosen = rng.choice(len(train[0]), args.batch_size)
+        waves = [train[0][i][:num_samples] * float(rng.uniform(0.2, 1)) for i in chosen]
+        waves = [
+            wave + torch.from_numpy(rng.normal(0, 10 ** rng.uniform(-5, -2.5), num_samples)).float() for wave in waves
+        ]
+        values = processor(
+            [wave.numpy() for wave in waves], sampling_rate=SAMPLING_RATE_HZ, return_tensors="pt"
+        ).input_values
+        target = log_mel(values, encoder.config)
+        loss = (head(encoder(values).last_hidden_state) - target).abs().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if (step + 1) % args.save_steps == 0 or step + 1 == args.num_steps:
+            logger.info("step %d log-mel error %.3f", step + 1, np.mean(losses))
+            losses = []
+            with runtime.replacing(state_path) as temporary:
+                state = {"encoder": encoder.state_dict(), "head": head.state_dict(), "step": step + 1}
+                torch.save(state | {"optimizer": optimizer.state_dict()}, temporary)
+    encoder.eval()
+    figures = {"probe_r2": probe(encoder, processor, train, heldout)}
+    encoder.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "report.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"{folder}: audio encoder; {figures}")
+
+
+if __name__ == "__main__":
+    sys.exit(runtime.run_program(main))

@@ -1,0 +1,247 @@
+"""Trains the demo pack's image autoencoder on drawn faces, which it draws as it goes.
+
+    python scripts/demo/train_vae.py --output_dir runs/demo/vae
+
+Two phases: encoder and decoder together, mostly on crops around the face, which are cheap; then the decoder alone on
+whole pictures, so that latents are final when the first phase ends (`joint/`) and the networks that work on them can
+train meanwhile. The same command resumes. Writes `joint/` and `final/`, folders that diffusers loads.
+"""
+
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from vexpress import runtime
+from vexpress.data.drawn_faces import DrawnFrame, draw_frame, draw_motion, draw_person
+from vexpress.data.transforms import lip_mask_box
+
+logger = logging.getLogger("train_vae")
+
+BLOCK_OUT_CHANNELS = (8, 16, 32, 64, 128)
+LATENT_CHANNELS = 16
+CROP_PX = 64
+CROP_SHARE = 0.75  # of the steps of the joint phase
+LIP_WEIGHT, COLOUR_WEIGHT, KL_WEIGHT = 6.0, 1.0, 1e-4
+MUON_RATE, ADAM_RATE = 0.02, 2e-3
+POOL_PX = 16
+HELDOUT_SEED, TRAIN_SEED = 2**31, 0
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose every matrix is made orthogonal, so that rare directions count as much as frequent ones.
+
+    It needs some 2.5 times fewer steps here than AdamW. `torch.optim.Muon` takes no convolutions and computes in bf16,
+    which takes a CPU like this one 15 times as long.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95):
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Updates the weights, convolutions as matrices of (out, in x height x width)."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:  # the encoder's, in the decoder's phase
+                    continue
+                average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
+                average.lerp_(parameter.grad, 1 - group["momentum"])
+                update = orthogonal(parameter.grad.lerp(average, group["momentum"]).flatten(1))
+                scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest matrix (m n) whose singular values are about 1, by five Newton-Schulz steps."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    result = matrix.T if tall else matrix
+    result = result / (result.norm() + 1e-7)
+    for _ in range(5):
+        square = result @ result.T
+        result = 3.4445 * result + (-4.7750 * square + 2.0315 * square @ square) @ result
+    return result.T if tall else result
+
+
+def build_vae() -> AutoencoderKL:
+    """The autoencoder: 16x smaller along each side, 16 channels."""
+    num_levels = len(BLOCK_OUT_CHANNELS)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * num_levels,
+        up_block_types=("UpDecoderBlock2D",) * num_levels,
+        block_out_channels=BLOCK_OUT_CHANNELS,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=4,  # few, since a norm over few channels forgets their colour
+        mid_block_add_attention=False,
+        sample_size=128,
+    )
+
+
+def draw_any(rng: np.random.Generator, size_px: int) -> DrawnFrame:
+    """A random person in a random moment."""
+    person, motion = draw_person(rng), draw_motion(rng, 1, 30, amount=1.3)
+    blink = np.array([rng.choice([1.0, 1.0, 1.0, rng.random()])])
+    row = motion.__class__(**{**vars(motion), "lids": blink}).row(0)
+    aperture = 0.0 if rng.random() < 0.15 else rng.random() ** 1.3
+    return draw_frame(person, row, np.array([aperture, rng.random()]), size_px)
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """(n H W 3) uint8 -> (n 3 H W) float32, -1..1."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
+
+
+def lip_weights(frame: DrawnFrame) -> np.ndarray:
+    """(H W) float32 weights of the loss: more around the mouth and somewhat more at the eyes."""
+    weights = np.ones(frame.pixels.shape[:2], np.float32)
+    x1, y1, x2, y2 = np.clip(lip_mask_box(frame.landmarks, 1.5), 0, len(weights))
+    weights[y1:y2, x1:x2] = LIP_WEIGHT
+    reach = (frame.bbox[2] - frame.bbox[0]) * 0.14
+    for x, y in frame.kps[:2]:
+        weights[round(y - 0.6 * reach) : round(y + 0.6 * reach), round(x - reach) : round(x + reach)] = 2
+    return weights
+
+
+def draw_batch(rng: np.random.Generator, batch_size: int, size_px: int, crop: bool) -> tuple[Tensor, Tensor]:
+    """Pictures (n 3 h w), -1..1, and weights (n 1 h w); two crops of each picture, or the whole of it."""
+    pixels, weights = [], []
+    for _ in range(batch_size):
+        frame = draw_any(rng, size_px)
+        whole = lip_weights(frame)
+        if not crop:
+            pixels.append(frame.pixels)
+            weights.append(whole)
+            continue
+        anchors = [frame.kps[rng.integers(3)], frame.kps[3:].mean(0)]
+        if rng.random() < 0.4:
+            anchors[0] = rng.uniform(0, size_px, 2)
+        for anchor in anchors:
+            corner = anchor + rng.uniform(-0.4, 0.4, 2) * CROP_PX - CROP_PX / 2
+            x, y = np.clip(corner, 0, size_px - CROP_PX).astype(int)
+            pixels.append(frame.pixels[y : y + CROP_PX, x : x + CROP_PX])
+            weights.append(whole[y : y + CROP_PX, x : x + CROP_PX])
+    return to_tensor(np.stack(pixels)), torch.from_numpy(np.stack(weights))[:, None]
+
+
+def compute_loss(vae: AutoencoderKL, pixels: Tensor, weights: Tensor, joint: bool) -> Tensor:
+    """L1 + 2 MSE, weighted, with a term on coarse colours, and a weak KL term while the encoder learns."""
+    with torch.set_grad_enabled(joint):
+        posterior = vae.encode(pixels).latent_dist
+        latents = posterior.sample() if joint else posterior.mean
+    difference = vae.decode(latents).sample - pixels
+    loss = (weights * (difference.abs() + 2 * difference.square())).sum() / (3 * weights.sum())
+    loss = loss + COLOUR_WEIGHT * F.avg_pool2d(difference, POOL_PX).abs().mean()
+    if joint:
+        loss = loss + KL_WEIGHT * posterior.kl().mean() / latents[0].numel()
+    return loss
+
+
+@torch.inference_mode()
+def measure(vae: AutoencoderKL, frames: list[DrawnFrame]) -> dict[str, float]:
+    """PSNR of the picture and of the lip box in dB, and the largest mean colour error of skin, hair, background /255."""
+    batch = to_tensor(np.stack([frame.pixels for frame in frames]))
+    decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in batch.split(16)])
+    decoded = ((decoded.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+    squares = [np.square(image - frame.pixels) for image, frame in zip(decoded, frames)]
+    boxes = [np.clip(lip_mask_box(frame.landmarks, 1.0), 0, len(decoded[0])) for frame in frames]
+    lips = [square[y1:y2, x1:x2].mean() for square, (x1, y1, x2, y2) in zip(squares, boxes)]
+    colours = []
+    for image, frame in zip(decoded, frames):
+        spots = [(slice(y - 1, y + 2), slice(x - 1, x + 2)) for x, y in np.rint(frame.probes).astype(int)]
+        colours.append([np.abs(image[spot].mean((0, 1)) - frame.pixels[spot].mean((0, 1))).mean() for spot in spots])
+    psnr = lambda values: float(np.mean([10 * math.log10(255**2 / value) for value in values]))  # noqa: E731
+    skin, hair, background = np.mean(colours, 0)
+    return {
+        "psnr": psnr([square.mean() for square in squares]), "psnr_lips": psnr(lips),
+        "skin": float(skin), "hair": float(hair), "background": float(background),
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def set_latent_statistics(vae: AutoencoderKL, rng: np.random.Generator, size_px: int) -> None:
+    """Puts mean and standard deviation of each latent channel into the configuration."""
+    latents = torch.cat([vae.encode(draw_batch(rng, 16, size_px, crop=False)[0]).latent_dist.mean for _ in range(16)])
+    vae.register_to_config(latents_mean=latents.mean((0, 2, 3)).tolist(), latents_std=latents.std((0, 2, 3)).tolist())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains both phases."""
+    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--joint_steps", type=int, default=2400)
+    parser.add_argument("--decoder_steps", type=int, default=3000)
+    parser.add_argument("--batch_size", type=int, default=8, help="pictures per step; twice as many crops")
+    parser.add_argument("--size", type=int, default=128, help="px")
+    parser.add_argument("--save_steps", type=int, default=250)
+    args = parser.parse_args(arguments)
+    runtime.set_up_logging()
+    torch.manual_seed(TRAIN_SEED)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    heldout_rng = np.random.default_rng(HELDOUT_SEED)
+    heldout = [draw_any(heldout_rng, args.size) for _ in range(64)]
+    vae = build_vae()
+    optimizers = [
+        Muon([parameter for parameter in vae.parameters() if parameter.ndim > 1], lr=MUON_RATE),
+        torch.optim.AdamW([p for p in vae.parameters() if p.ndim == 1], lr=ADAM_RATE, betas=(0.9, 0.99)),
+    ]
+    state_path, start = folder / "state.pt", 0
+    if state_path.is_file():
+        state = torch.load(state_path, weights_only=True)
+        vae.load_state_dict(state["vae"])
+        for optimizer, optimizer_state in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(optimizer_state)
+        vae.register_to_config(**state["statistics"])
+        start = state["step"]
+        logger.info("resumed at step %d", start)
+
+    num_steps = args.joint_steps + args.decoder_steps
+    losses, since = [], time.time()
+    for step in range(start, num_steps):
+        joint = step < args.joint_steps
+        done = step / args.joint_steps if joint else (step - args.joint_steps) / args.decoder_steps
+        # The joint phase ends at a tenth of its rate: encoder and decoder must agree, the last polish comes later.
+        first, last = (1.0, 0.1) if joint else (0.4, 0.0)
+        for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (first + (last - first) * done) * min(1.0, (step + 1) / 50)
+        rng = np.random.default_rng((TRAIN_SEED, step))
+        crop = joint and rng.random() < CROP_SHARE and done < 0.9
+        loss = compute_loss(vae, *draw_batch(rng, args.batch_size, args.size, crop), joint)
+        vae.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.item())
+        ended = step + 1 in (args.joint_steps, num_steps)
+        if ended and joint:
+            set_latent_statistics(vae, np.random.default_rng((TRAIN_SEED, 1, 0)), args.size)
+        if ended or (step + 1) % args.save_steps == 0:
+            figures = {name: round(value, 2) for name, value in measure(vae, heldout).items()}
+            pace = (time.time() - since) / len(losses)
+            logger.info("step %d loss %.4f %s %.2f s/step", step + 1, np.mean(losses), figures, pace)
+            losses, since = [], time.time()
+            statistics = {name: vae.config[name] for name in ("latents_mean", "latents_std")}
+            with runtime.replacing(state_path) as temporary:
+                state = {"vae": vae.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+                torch.save(state | {"statistics": statistics, "step": step + 1}, temporary)
+        if ended:
+            vae.save_pretrained(folder / ("joint" if joint else "final"))
+    print(f"{folder / 'final'}: image autoencoder")
+
+
+if __name__ == "__main__":
+    sys.exit(runtime.run_program(main))
