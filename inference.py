@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vexpress import runtime
-from vexpress.checkpoints import LAYOUT, ModelPaths, read_config
+from vexpress.checkpoints import INFERENCE_DEFAULTS, LAYOUT, ModelPaths, read_config
 from vexpress.diffusion import SCHEDULERS
 from vexpress.media.audio import load_audio
 from vexpress.media.faces import FaceAnalyzer, head_and_shoulders_box
@@ -34,7 +34,7 @@ logger = logging.getLogger("vexpress")
 
 DEFAULT_OUTPUT_PATH = "output/output.mp4"
 DEFAULT_MODEL_DIR = Path("model_ckpts")
-DEMO_PACK_DIR = Path(__file__).parent / "vexpress" / "demo_pack"
+DEMO_PACK_DIR = Path(__file__).resolve().parent / "vexpress" / "demo_pack"
 DEMO = {
     "reference_image_path": DEMO_PACK_DIR / "examples" / "portrait.png",
     "audio_path": DEMO_PACK_DIR / "examples" / "speech.wav",
@@ -43,13 +43,12 @@ DEMO = {
     "output_path": "output/demo.mp4",
 }
 """What a run without inputs takes."""
-MODEL_DEFAULTS_NAME = "inference_defaults.json"
-"""A model folder may hold this file: flags, without dashes -> the defaults that suit the model."""
 MODEL_DEFAULTS = (
     *("image_width", "image_height", "fps", "scheduler", "num_inference_steps", "guidance_scale", "guidance"),
     *("shared_noise", "context_frames", "context_overlap", "reference_attention_weight", "audio_attention_weight"),
     *("num_pad_audio_frames", "no_median_filter"),
 )
+"""Flags whose defaults a model folder may set."""
 SIZE_MULTIPLE = 8
 MIN_SIZE_PX = 64
 MAX_SIZE_PX = 2048
@@ -138,23 +137,15 @@ def build_parser() -> runtime.ArgumentParser:
 
 
 def parse_arguments(arguments: list[str] | None) -> Namespace:
-    """Flags, with defaults that suit the model; without inputs, those of the demo."""
+    """Flags, with defaults that suit the model; without inputs and without a model of one's own, those of the demo."""
     parser = build_parser()
     args = parser.parse_args(arguments)
-    if args.model_dir is None:
-        args.model_dir = DEFAULT_MODEL_DIR if DEFAULT_MODEL_DIR.exists() else DEMO_PACK_DIR
-    defaults_path = Path(args.model_dir) / MODEL_DEFAULTS_NAME
-    if defaults_path.is_file():
-        defaults = read_config(defaults_path)
-        for name, value in defaults.items():
-            kind = type(parser.get_default(name))
-            if name not in MODEL_DEFAULTS or type(value) not in ((int, float) if kind is float else (kind,)):
-                raise InputError(
-                    f"{defaults_path}: {name}={json.dumps(value)}; allowed are {', '.join(MODEL_DEFAULTS)}"
-                )
-        parser.set_defaults(**defaults, model_dir=args.model_dir)
-        args = parser.parse_args(arguments)
-    if args.reference_image_path is None and args.audio_path is None and Path(args.model_dir) == DEMO_PACK_DIR:
+    is_embedded = args.model_dir is None and not DEFAULT_MODEL_DIR.exists()
+    model_dir = args.model_dir or (DEMO_PACK_DIR if is_embedded else DEFAULT_MODEL_DIR)
+    parser.set_defaults(**read_model_defaults(Path(model_dir), parser), model_dir=model_dir, is_embedded=is_embedded)
+    args = parser.parse_args(arguments)
+    no_inputs = args.reference_image_path is None and args.audio_path is None
+    if no_inputs and Path(model_dir).resolve() == DEMO_PACK_DIR:
         for name, value in DEMO.items():
             if getattr(args, name) == parser.get_default(name):
                 setattr(args, name, str(value))
@@ -163,6 +154,23 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
         if getattr(args, name) is None:
             raise InputError(f"--{name} is missing: give the file; without both and without a model the demo runs")
     return args
+
+
+def read_model_defaults(model_dir: Path, parser: runtime.ArgumentParser) -> dict[str, float | str | bool]:
+    """What the model folder suggests for `MODEL_DEFAULTS`; nothing without a file.
+
+    Raises:
+        InputError: the file holds another key, or a value of another type than the flag's.
+    """
+    path = model_dir / INFERENCE_DEFAULTS
+    if not path.is_file():
+        return {}
+    defaults = read_config(path)
+    for name, value in defaults.items():
+        kind = type(parser.get_default(name))
+        if name not in MODEL_DEFAULTS or type(value) not in ((int, float) if kind is float else (kind,)):
+            raise InputError(f"{path}: {name}={json.dumps(value)}; allowed are {', '.join(MODEL_DEFAULTS)}")
+    return defaults
 
 
 def check_numbers(args: Namespace) -> None:
@@ -266,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_numbers(args)
     rank = join_processes(args)
     runtime.set_up_logging(logging.INFO if rank == 0 else logging.ERROR)
-    if Path(args.model_dir) == DEMO_PACK_DIR:
+    if args.is_embedded:
         logger.info(
             "no --model_dir and no %s: the embedded model runs, which knows drawn faces only; for photographs get the "
             "released models with scripts/download_models.py",

@@ -4,6 +4,7 @@
         stable-diffusion-v1-5/unet/config.json
         sd-vae-ft-mse/, wav2vec2-base-960h/        as diffusers and transformers save them
         insightface_models/                        ONNX files
+        inference_defaults.json                    optional: flags of inference.py -> defaults that suit the model
         v-express/{reference_net,denoising_unet,motion_module,v_kps_guider,audio_projection}.{safetensors,bin,pth}
 
 The released guider and audio projection have no configuration file; ours have one beside the weights (.json).
@@ -43,6 +44,8 @@ LAYOUT = {
     "motion_module_path": "v-express/motion_module",
 }
 """Where each part lies in a model folder; weights stand without suffix. The keys are the released flags."""
+
+INFERENCE_DEFAULTS = "inference_defaults.json"
 
 OPTIONAL = {
     "insightface_model_path": "some retarget strategies need no face detection; checked where it is needed",

@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 import sys
+import wave
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -20,7 +21,15 @@ from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from scripts.demo.make_drawn_dataset import SAMPLING_RATE_HZ, speak
 from vexpress import runtime
-from vexpress.checkpoints import LAYOUT, ModelPaths, load_networks, load_vae, save_frozen_parts, save_networks
+from vexpress.checkpoints import (
+    INFERENCE_DEFAULTS,
+    LAYOUT,
+    ModelPaths,
+    load_networks,
+    load_vae,
+    save_frozen_parts,
+    save_networks,
+)
 from vexpress.data.drawn_faces import draw_frame, draw_motion, draw_person, mouth_from_speech
 from vexpress.media.audio import Audio
 from vexpress.media.faces import FaceAnalyzer
@@ -31,8 +40,8 @@ from vexpress.runtime import InputError
 logger = logging.getLogger("assemble_pack")
 
 MOST_BYTES = 25 * 10**6
-FPS, SIZE_PX = 30, 128
-INFERENCE_DEFAULTS = {
+FPS, SIZE_PX = 30, 96
+SAMPLING = {
     "image_width": SIZE_PX,
     "image_height": SIZE_PX,
     "fps": float(FPS),
@@ -80,8 +89,6 @@ def write_examples(folder: Path, face_models: Path) -> None:
 
 def write_wav(path: Path, waveform: np.ndarray) -> None:
     """Writes (n) float32 in -1..1 at 16 kHz as 16-bit PCM."""
-    import wave
-
     with runtime.replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -104,13 +111,13 @@ def main(arguments: list[str] | None = None) -> None:
     vae = load_vae(work / "vae" / "final", torch.float16)
     encoder = Wav2Vec2Model.from_pretrained(work / "audio_encoder", torch_dtype=torch.float16)
     save_frozen_parts(pack, vae, encoder, Wav2Vec2FeatureExtractor.from_pretrained(work / "audio_encoder"))
-    (pack / "inference_defaults.json").write_text(json.dumps(INFERENCE_DEFAULTS, indent=1) + "\n")
+    (pack / INFERENCE_DEFAULTS).write_text(json.dumps(SAMPLING, indent=1) + "\n")
     face_models = pack / LAYOUT["insightface_model_path"]
     shutil.copytree(
         work / "insightface_models",
         face_models,
         dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns("*.pt", "report.json"),
+        ignore=shutil.ignore_patterns("states", "report.json"),
     )
     if (work / "evaluation_networks").is_dir():
         shutil.copytree(work / "evaluation_networks", pack / "evaluation", dirs_exist_ok=True)

@@ -1,21 +1,17 @@
 #!/usr/bin/env bash
 # Builds vexpress/demo_pack from nothing: data, autoencoder, audio encoder, face networks, the three stages, export.
 #
-#   apt-get install espeak-ng && scripts/demo/build_demo_pack.sh [WORK_DIR] [PACK_DIR]
+#   apt-get install espeak-ng && scripts/demo/build_demo_pack.sh
 #
-# About three hours on two cores. The same command goes on where it was cut off: each part that is done leaves
-# WORK_DIR/done/PART with its seconds. Parts that do not need each other run side by side, one core each.
+# About two and a half hours on two cores; all work is in runs/demo. The same command goes on where it was cut off: each
+# part that is done leaves runs/demo/done/PART with its seconds. Parts that do not need each other run side by side.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-work=${1:-runs/demo}
-pack=${2:-vexpress/demo_pack}
+work=runs/demo # training_configs/demo name it, too
+pack=vexpress/demo_pack
 python=${PYTHON:-python}
 export OMP_NUM_THREADS=1 HOST_GPU_NUM=1 PYTHON=$python
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1 # fewer page faults: training is about a tenth faster
-if [ "$work" != runs/demo ]; then
-    echo "error: WORK_DIR $work: the configurations in training_configs/demo name runs/demo; change both" >&2
-    exit 2
-fi
 mkdir -p "$work/done" "$work/logs"
 
 part() { # part NAME COMMAND...: runs a part once
@@ -30,10 +26,10 @@ part() { # part NAME COMMAND...: runs a part once
     echo "$((SECONDS - started)) s" >"$work/done/$name"
 }
 
-part data "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/data" --split train --num_clips 500
+part data "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/data" --split train --num_clips 300
 part heldout "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/heldout" --split heldout --num_clips 32
 part heldout_pack "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/heldout_pack" \
-    --split heldout --num_clips 10 --seconds 2 --seed 1
+    --split heldout --num_clips 10 --seconds 2 --seed 1 --size 96
 
 audio_and_faces() {
     part audio_encoder "$python" scripts/demo/train_audio_encoder.py \
@@ -60,12 +56,15 @@ until [ -e "$work/vae/joint/config.json" ] && [ -e "$work/done/audio_embeds_held
 done
 mkdir -p "$work/base_model"
 part latents "$python" scripts/prepare_dataset/cache_latents.py --meta_path "$work/data/metadata.json" \
-    --cache_dir "$work/latents" --vae_path "$work/vae/joint" --width 128 --height 128
+    --cache_dir "$work/latents" --vae_path "$work/vae/joint" --width 96 --height 96
 for stage in stage_1 stage_2 stage_3; do
     part "$stage" ./train_stage.sh "training_configs/demo/$stage.yaml"
 done
 wait "$vae" "$side"
 part assemble "$python" scripts/demo/assemble_pack.py --work_dir "$work" --pack_dir "$pack"
+part measure "$python" scripts/demo/measure_pack.py --model_dir "$pack" --output_path "$pack/figures.json"
+part demo "$python" inference.py --model_dir "$pack" --output_path "$work/demo.mp4" --contact_sheet_path docs/demo.png
+part gif "$python" scripts/demo/video_to_gif.py --video_path "$work/demo.mp4" --output_path docs/demo.gif
 for file in "$work"/done/*; do
     printf '%-24s %s\n' "$(basename "$file")" "$(cat "$file")"
 done

@@ -4,8 +4,9 @@
     python scripts/demo/make_drawn_dataset.py --output_dir runs/demo/data --split train --num_clips 400
 
 The result is a dataset as scripts/prepare_dataset writes it, without audio embeds (extract_audio_embeddings.py adds
-those), with exact face info, and with what the mouth does: `labels/*.npz`, `mouth` (f 2), aperture and width. People,
-sentences, voices and, for speech, languages of the split `heldout` are never those of `train`.
+those), with exact face info, and with `labels/*.npz`: `mouth` (f 2), aperture and width, and `probes` (f 3 2) px, where
+nothing but skin, hair and background is. People, sentences, voices and, but for English, languages of the split
+`heldout` are never those of `train`.
 """
 
 import functools
@@ -94,7 +95,7 @@ def write_drawn_clip(index: int, folder: Path, split: str, seed: int, num_frames
     write_video(folder / paths["video"], (frame.pixels for frame in frames), fps, audio, crf=10, keyframe_interval=30)
     save_face_info(folder / paths["face_info"], face_info(frames))
     with runtime.replacing(folder / paths["labels"]) as temporary:
-        np.savez(temporary, mouth=mouth)
+        np.savez(temporary, mouth=mouth, probes=np.stack([frame.probes for frame in frames]))
     paths["audio_embeds"] = f"audio_embeds/{name}.safetensors"
     return paths | {"duration": num_frames / fps, "fps": fps, "num_frames": num_frames} | facts
 

@@ -463,7 +463,7 @@ def parsed(model_dir: Path, *flags: str):
 
 
 def test_a_model_folder_may_bring_defaults(tmp_path):
-    (tmp_path / inference.MODEL_DEFAULTS_NAME).write_text('{"image_width": 128, "fps": 25, "guidance": "audio"}')
+    (tmp_path / inference.INFERENCE_DEFAULTS).write_text('{"image_width": 128, "fps": 25, "guidance": "audio"}')
     args = parsed(tmp_path, "--fps", "12.5")
     assert (args.image_width, args.fps, args.guidance, args.image_height) == (128, 12.5, "audio", 512)
     assert args.model_dir == str(tmp_path)
@@ -471,12 +471,12 @@ def test_a_model_folder_may_bring_defaults(tmp_path):
 
 @pytest.mark.parametrize("text", ['{"image_width": "128"}', '{"output_path": "x"}', '{"fps": true}', "[1]", "{"])
 def test_defaults_that_are_none(tmp_path, text):
-    (tmp_path / inference.MODEL_DEFAULTS_NAME).write_text(text)
-    with pytest.raises(InputError, match=inference.MODEL_DEFAULTS_NAME):
+    (tmp_path / inference.INFERENCE_DEFAULTS).write_text(text)
+    with pytest.raises(InputError, match=inference.INFERENCE_DEFAULTS):
         parsed(tmp_path)
 
 
 def test_defaults_of_a_file_are_checked_like_flags(tmp_path):
-    (tmp_path / inference.MODEL_DEFAULTS_NAME).write_text('{"guidance": "some"}')
+    (tmp_path / inference.INFERENCE_DEFAULTS).write_text('{"guidance": "some"}')
     with pytest.raises(InputError, match="--guidance some"):
         inference.check_numbers(parsed(tmp_path))

@@ -11,7 +11,7 @@ from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vexpress.checkpoints import LAYOUT, read_config, save_networks
+from vexpress.checkpoints import INFERENCE_DEFAULTS, LAYOUT, read_config, save_networks
 from vexpress.config import TrainConfig, differing_keys, load_config
 from vexpress.runtime import InputError, first_line
 from vexpress.training.stages import TrainingNetworks
@@ -180,6 +180,13 @@ class RunState:
         for name, source in copies.items():
             if source:
                 shutil.copytree(source, partial / LAYOUT[name])
+        defaults = {
+            "image_width": self.config.data.train_width,
+            "image_height": self.config.data.train_height,
+            "num_pad_audio_frames": self.config.data.num_padding_audio_frames,
+            "shared_noise": self.config.shared_noise,
+        }
+        (partial / INFERENCE_DEFAULTS).write_text(json.dumps(defaults, indent=1) + "\n")
         (partial / STATE_FILE).write_text(json.dumps({"step": step, "stage": self.config.train_stage}))
         if final.exists():
             final.rename(former)

@@ -1,0 +1,516 @@
+"""Trains small face networks (detection, 106 landmarks, recognition) on drawn faces, and measures them in insightface.
+
+    python scripts/demo/train_face_networks.py --output_dir runs/demo/insightface_models
+
+Half of the people have natural colours and half any. The same command goes on where it was cut off, from `states/`.
+Writes models/buffalo_l/*.onnx, the detector's after every save, and report.json.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scripts.demo.face_networks import FINE_PX, LEVELS, NETWORKS, SHRINK, Detector, export_network
+from vexpress import runtime
+from vexpress.data.drawn_faces import (
+    INNER_LIPS,
+    OUTER_LIPS,
+    DrawnFrame,
+    Motion,
+    Person,
+    draw_frame,
+    draw_motion,
+    draw_person,
+)
+from vexpress.media.faces import Face, FaceAnalyzer
+from vexpress.media.video import read_frames, write_video
+from vexpress.runtime import InputError
+
+logger = logging.getLogger("train_face_networks")
+
+TRAIN_SEED, CLUTTER_SEED, HELDOUT_SEED, HELDOUT_CLUTTER_SEED = 0, 2**30, 2**31, 2**31 + 2**30
+FRAMES_PER_PERSON = 4
+POOL_SIZES_PX = (96, 128, 128, 192)
+NUM_CLUTTER = 400
+CANVAS_PX = 256  # the detector's pictures are composed at this size, and then halved
+PICTURE_PX = 128
+SMALL_LEVEL_PX, LARGE_LEVEL_PX = 165, 125  # in insightface's picture: widest face of the first, narrowest of the second
+SAVE_SECONDS = 60
+BATCH_SIZES = {"detection": 16, "landmarks": 16, "recognition": 32}  # of recognition, people with two pictures each
+TEMPERATURE = 0.1
+LIP_WEIGHT = 2.0
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """What the batches are made of: people with FRAMES_PER_PERSON frames each, and what is around them."""
+
+    people: list[list[DrawnFrame]]
+    clutter: list[np.ndarray]
+
+
+def draw_moment(rng: np.random.Generator, amount: float = 1.3) -> tuple[Motion, np.ndarray]:
+    """A random pose of the head and state of the mouth, closed lids included."""
+    motion = dataclasses.replace(draw_motion(rng, 1, 30, amount), lids=rng.choice([1.0, 1.0, rng.random()], 1))
+    aperture = 0.0 if rng.random() < 0.15 else rng.random() ** 1.3
+    return motion.row(0), np.array([aperture, rng.random()])
+
+
+def redress(rng: np.random.Generator, person: Person, natural: bool) -> Person:
+    """The same face in other light and, half of the time, before another background or in other clothes."""
+    other = draw_person(rng, natural)
+    person = dataclasses.replace(person, light=other.light)
+    if rng.random() < 0.5:
+        person = dataclasses.replace(person, background=other.background)
+    return dataclasses.replace(person, clothes=other.clothes) if rng.random() < 0.5 else person
+
+
+def draw_pool(num_people: int) -> Pool:
+    """Draws people, natural ones first in each pair, and clutter."""
+    people = []
+    for index in range(num_people):
+        rng = np.random.default_rng((TRAIN_SEED, index))
+        natural = index % 2 == 0
+        person = draw_person(rng, natural)
+        people.append([
+            draw_frame(redress(rng, person, natural), *draw_moment(rng), int(rng.choice(POOL_SIZES_PX)))
+            for _ in range(FRAMES_PER_PERSON)
+        ])  # fmt: skip
+        if (index + 1) % 500 == 0:
+            logger.info("drew %d of %d people", index + 1, num_people)
+    rng = np.random.default_rng(CLUTTER_SEED)
+    return Pool(people, [draw_clutter(rng, CANVAS_PX) for _ in range(NUM_CLUTTER)])
+
+
+def draw_clutter(rng: np.random.Generator, size_px: int) -> np.ndarray:
+    """A picture (size_px size_px 3) uint8 without a face: plain, a gradient, stripes, noise, grain or shapes."""
+    colours = rng.uniform(0, 255, (3, 3))
+    y, x = np.mgrid[:size_px, :size_px] / size_px
+    direction = rng.normal(size=2)
+    along = (x * direction[0] + y * direction[1]) / np.abs(direction).sum()
+    kind = rng.choice(["plain", "gradient", "stripes", "noise", "grain", "shapes", "shapes", "shapes"])
+    if kind == "plain":
+        along = np.zeros_like(along)
+    elif kind == "stripes":
+        along = np.sign(np.sin(2 * np.pi * rng.uniform(2, 30) * along))
+    elif kind == "noise":
+        cells = int(rng.choice([4, 8, 16, 64, 256]))
+        along = cv2.resize(rng.normal(size=(cells, cells)), (size_px, size_px), interpolation=int(rng.integers(3)))
+    pixels = np.clip(colours[0] + along[..., None] * (colours[1] - colours[0]), 0, 255).astype(np.uint8)
+    if kind == "grain":
+        pixels = rng.integers(0, 256, pixels.shape, np.uint8)
+    for _ in range(int(rng.integers(2, 16)) if kind == "shapes" else 0):
+        colour = rng.uniform(0, 255, 3).tolist()
+        middle, reach = rng.integers(0, size_px, 2), rng.uniform(0.02, 0.4) * size_px
+        shape = rng.integers(3)
+        if shape == 0:
+            corners = middle + rng.normal(0, reach, (int(rng.integers(3, 8)), 2))
+            cv2.fillPoly(pixels, [corners.astype(np.int32)], colour, cv2.LINE_AA)
+        elif shape == 1:
+            axes = [round(reach * factor) for factor in rng.uniform(0.4, 1, 2)]
+            cv2.ellipse(pixels, middle.tolist(), axes, rng.uniform(0, 180), 0, 360, colour, -1, cv2.LINE_AA)
+        else:
+            end, width = rng.integers(0, size_px, 2), int(rng.integers(1, 12))
+            cv2.line(pixels, middle.tolist(), end.tolist(), colour, width, cv2.LINE_AA)
+    return pixels
+
+
+def degrade(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
+    """Blurs, adds noise, shifts colours, compresses (H W 3) uint8: each of them now and then."""
+    if rng.random() < 0.4:
+        pixels = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.3, 1.5) * len(pixels) / 128)
+    if rng.random() < 0.3:
+        coarse = int(rng.choice([1, 1, 2, 4]))  # side of a grain in px
+        noise = rng.standard_normal((len(pixels) // coarse, pixels.shape[1] // coarse, 3), np.float32)
+        noise = cv2.resize(noise * rng.uniform(1, 14), pixels.shape[1::-1])
+        pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
+    if rng.random() < 0.4:
+        gain, offset = rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3), rng.uniform(-12, 12)
+        pixels = np.clip(pixels * gain + offset, 0, 255).astype(np.uint8)
+    if rng.random() < 0.3:
+        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 90))]
+        pixels = cv2.imdecode(cv2.imencode(".jpg", pixels, quality)[1], cv2.IMREAD_COLOR)
+    return pixels
+
+
+def recoloured(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
+    """Exchanges the colours' channels now and then."""
+    return np.ascontiguousarray(pixels[..., rng.permutation(3)]) if rng.random() < 0.4 else pixels
+
+
+def to_tensor(pixels: list[np.ndarray], scale: float) -> Tensor:
+    """n (H W 3) uint8 -> (n 3 H W) float32 about 0."""
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().sub_(127.5).div_(scale)
+
+
+# ---- the three tasks -----------------------------------------------------------------------------------------------
+
+
+def compose_picture(rng: np.random.Generator, pool: Pool) -> tuple[np.ndarray, np.ndarray | None]:
+    """A picture as the detector sees it, and the five keypoints and the box's corners in it.
+
+    Returns:
+        (PICTURE_PX PICTURE_PX 3) uint8, and points (7 2) in px of it or None if there is no face.
+    """
+    kind = rng.random()
+    if kind < 0.14:
+        return degrade(rng, draw_clutter(rng, PICTURE_PX)), None
+    frame = pool.people[rng.integers(len(pool.people))][rng.integers(FRAMES_PER_PERSON)]
+    if kind < 0.2:
+        return degrade(rng, without_face(rng, frame)), None
+    size = len(frame.pixels)
+    clutter = pool.clutter[rng.integers(len(pool.clutter))][:, :: int(rng.choice([-1, 1]))]
+    clutter = clutter[..., rng.permutation(3)]
+    points = np.concatenate([frame.kps, frame.bbox.reshape(2, 2)])
+    matrix = np.array([[1.0, 0, 0], [0, 1, 0]]) * CANVAS_PX / size
+    if kind > 0.4:
+        middle, width = points[5:].mean(0), np.diff(points[5:, 0])[0]
+        share = rng.uniform(0.36, 0.75) if rng.random() < 0.6 else math.exp(rng.uniform(math.log(0.1), math.log(0.4)))
+        turn = rng.uniform(-10, 10) * (rng.random() < 0.5)
+        matrix = cv2.getRotationMatrix2D(middle, turn, share * CANVAS_PX / width)
+        room = max(0.0, 0.5 - 0.45 * share)
+        matrix[:, 2] += CANVAS_PX * (0.5 + rng.uniform(-room, room, 2)) - middle
+    inside = matrix.copy()
+    inside[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5  # OpenCV counts from the middle of a pixel
+    source = degrade(rng, recoloured(rng, frame.pixels))
+    canvas = (CANVAS_PX, CANVAS_PX)
+    if rng.random() < 0.5:
+        picture = cv2.warpAffine(source, inside, canvas, borderMode=cv2.BORDER_REPLICATE)
+    else:
+        picture = cv2.warpAffine(source, inside, canvas, dst=clutter.copy(), borderMode=cv2.BORDER_TRANSPARENT)
+    points = (points @ matrix[:, :2].T + matrix[:, 2]) * PICTURE_PX / CANVAS_PX
+    end = points.max(0) + rng.uniform(0, 0.3, 2) * PICTURE_PX
+    picture = cv2.resize(picture, (PICTURE_PX,) * 2, interpolation=cv2.INTER_AREA)
+    picture = degrade(rng, picture) if rng.random() < 0.5 else picture
+    if rng.random() < 0.15:  # pictures that are not square are filled up with black
+        picture[:, int(end[0]) :] = 0
+    elif rng.random() < 0.15:
+        picture[int(end[1]) :] = 0
+    return picture, points
+
+
+def without_face(rng: np.random.Generator, frame: DrawnFrame) -> np.ndarray:
+    """Hair, clothes and background of a frame, or its tiles in disorder: (PICTURE_PX PICTURE_PX 3) uint8."""
+    size = len(frame.pixels)
+    if rng.random() < 0.5:
+        x1, y1, x2, y2 = np.clip(np.rint(frame.bbox).astype(int), 8, size - 8)
+        part = [frame.pixels[y2:], frame.pixels[:y1], frame.pixels[:, :x1], frame.pixels[:, x2:]][rng.integers(4)]
+    else:
+        count = int(rng.integers(4, 8))
+        side = size // count
+        tiles = frame.pixels[: count * side, : count * side].reshape(count, side, count, side, 3).swapaxes(1, 2)
+        tiles = rng.permutation(tiles.reshape(-1, side, side, 3)).reshape(tiles.shape)
+        part = tiles.swapaxes(1, 2).reshape(count * side, count * side, 3)
+    return cv2.resize(part, (PICTURE_PX, PICTURE_PX), interpolation=cv2.INTER_AREA)
+
+
+def compute_detection_loss(network: Detector, rng: np.random.Generator, pool: Pool, batch_size: int) -> Tensor:
+    """Focal loss of the scores, and the distance of the points in tenths of the face's width."""
+    pictures, points = zip(*(compose_picture(rng, pool) for _ in range(batch_size)))
+    has_face = torch.tensor([there is not None for there in points])
+    nowhere = np.repeat(np.arange(7.0)[:, None], 2, 1)  # any box that is not empty, so that nothing is divided by 0
+    points = np.stack([nowhere if there is None else there for there in points])
+    points = torch.from_numpy(points).float() * SHRINK / FINE_PX  # in cells of the fine grid
+    middle, width = points[:, 5:].mean(1), (points[:, 6, 0] - points[:, 5, 0])  # (n 2), (n)
+    loss = torch.zeros(())
+    images = to_tensor(pictures, 128).contiguous(memory_format=torch.channels_last)
+    for (stride, _), (logits, found) in zip(LEVELS, network.levels(images)):
+        step = stride // FINE_PX
+        limits = (0, SMALL_LEVEL_PX) if step == 1 else (LARGE_LEVEL_PX, math.inf)
+        wanted = has_face & (width * FINE_PX > limits[0]) & (width * FINE_PX < limits[1])
+        rows, columns = (torch.arange(count) * step for count in logits.shape[1:])
+        cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)  # (h w 2)
+        distance = (cells - middle[:, None, None]).norm(dim=-1)
+        radius = (0.12 * width).clamp_min(0.75 * step)[:, None, None]
+        positive = (distance < radius) & wanted[:, None, None]
+        unclear = (distance < 2 * radius) & has_face[:, None, None] & ~positive
+        target = positive.float()
+        wrong = (target - logits.sigmoid()).abs()
+        focal = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * wrong.square() * ~unclear
+        loss = loss + focal.sum() / max(1, positive.sum())
+        error = (found.unflatten(1, (7, 2)) - points[..., None, None]).abs().mean((1, 2)) / width[:, None, None]
+        per_face = (error * positive).sum((1, 2))[wanted] / positive.sum((1, 2))[wanted].clamp_min(1)
+        loss = loss + 10 * per_face.sum() / max(1, len(per_face))
+    return loss
+
+
+def compute_landmark_loss(network: nn.Module, rng: np.random.Generator, pool: Pool, batch_size: int) -> Tensor:
+    """Mean distance in shares of the crop, times 10; the lips count more. Crops as insightface makes them."""
+    crops, landmarks = [], []
+    size = NETWORKS["landmarks"][1]
+    for _ in range(batch_size):
+        frame = pool.people[rng.integers(len(pool.people))][rng.integers(FRAMES_PER_PERSON)]
+        middle, side = (frame.bbox[:2] + frame.bbox[2:]) / 2, (frame.bbox[2:] - frame.bbox[:2]).max()
+        scale = size / (1.5 * side * math.exp(rng.normal(0, 0.05)))
+        middle = middle + rng.normal(0, 0.03, 2) * side
+        matrix = np.array([[scale, 0, size / 2 - scale * middle[0]], [0, scale, size / 2 - scale * middle[1]]])
+        crops.append(cv2.warpAffine(degrade(rng, recoloured(rng, frame.pixels)), matrix, (size, size)))
+        landmarks.append((frame.landmarks @ matrix[:, :2].T + matrix[:, 2]) / (size / 2) - 1)
+    weights = torch.ones(106)
+    weights[INNER_LIPS + OUTER_LIPS] = LIP_WEIGHT
+    found = network(to_tensor(crops, 128)).unflatten(1, (106, 2))
+    distance = (found - torch.from_numpy(np.stack(landmarks)).float()).square().sum(2).add(1e-8).sqrt()
+    return 10 * (distance * weights).mean()
+
+
+def compute_recognition_loss(network: nn.Module, rng: np.random.Generator, pool: Pool, batch_size: int) -> Tensor:
+    """Cross-entropy of finding a person's other picture among all pictures of the batch."""
+    from insightface.utils import face_align
+
+    chosen = rng.choice(len(pool.people), min(batch_size, len(pool.people)), replace=False)
+    crops = []
+    for person in chosen:
+        order = rng.permutation(3) if rng.random() < 0.4 else [0, 1, 2]  # another person, so to speak
+        for index in rng.choice(FRAMES_PER_PERSON, 2, replace=False):
+            frame = pool.people[person][index]
+            kps = frame.kps + rng.normal(0, 0.008, (5, 2)) * len(frame.pixels)
+            crops.append(face_align.norm_crop(degrade(rng, np.ascontiguousarray(frame.pixels[..., order])), kps))
+    embeddings = F.normalize(network(to_tensor(crops, 127.5)))
+    similarity = embeddings @ embeddings.T / TEMPERATURE
+    similarity = similarity.masked_fill(torch.eye(len(crops), dtype=torch.bool), -math.inf)
+    return F.cross_entropy(similarity, torch.arange(len(crops)) ^ 1)
+
+
+LOSSES = {
+    "detection": compute_detection_loss,
+    "landmarks": compute_landmark_loss,
+    "recognition": compute_recognition_loss,
+}
+
+
+def train(name: str, num_steps: int, learning_rate: float, pool: Callable[[], Pool], folder: Path) -> None:
+    """Trains a network from where its state in `folder` stands, and exports it with every save."""
+    torch.manual_seed(TRAIN_SEED)
+    network = NETWORKS[name][0]().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    state_path, start = folder / "states" / f"{name}.pt", 0
+    if state_path.is_file():
+        state = torch.load(state_path, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+        logger.info("%s: resumed at step %d", name, start)
+    exports = folder / "models" / "buffalo_l"
+    if start >= num_steps:
+        export_network(name, network, exports)
+        return
+    pool = pool()
+    losses, since = [], time.time()
+    for step in range(start, num_steps):
+        rate = learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / num_steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 100)
+        network.train()
+        rng = np.random.default_rng((TRAIN_SEED, 1, step))
+        loss = LOSSES[name](network, rng, pool, BATCH_SIZES[name])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(f"{name}: the loss of step {step} is {losses[-1]}")
+        if step + 1 == num_steps or time.time() - since > SAVE_SECONDS:
+            pace = (time.time() - since) / len(losses)
+            left = (num_steps - step - 1) * pace / 60
+            logger.info("%s: step %d of %d, loss %.4f, %.2f s per step, %.0f min left",
+                        name, step + 1, num_steps, np.mean(losses), pace, left)  # fmt: skip
+            with runtime.replacing(state_path) as temporary:
+                state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                torch.save(state, temporary)
+            export_network(name, network, exports)
+            losses, since = [], time.time()
+
+
+# ---- measuring -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Shot:
+    """A picture of a held-out person: (H W 3) uint8, what is where in it, in px, and how open the mouth is, 0..1."""
+
+    pixels: np.ndarray
+    kps: np.ndarray
+    landmarks: np.ndarray
+    bbox: np.ndarray
+    aperture: float
+
+
+def draw_heldout_shots(num_people: int) -> dict[str, list[Shot]]:
+    """Draws each person in each of several cases; poses, mouths, light and now and then background and clothes differ.
+
+    Two of three people have natural colours, see `is_natural`.
+    """
+    cases: dict[str, list[Shot]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(num_people):
+            rng = np.random.default_rng((HELDOUT_SEED, index))
+            draw = functools.partial(draw_shot, rng, draw_person(rng, is_natural(index)), is_natural(index))
+            shots = {f"{size_px} px": draw(size_px) for size_px in (96, 128, 256, 512)}
+            shot = draw(128)
+            shots["128 px, degraded"] = dataclasses.replace(shot, pixels=degrade(rng, shot.pixels))
+            shot, path = draw(128), Path(folder) / "clip.mp4"
+            write_video(path, [shot.pixels] * 2, 30, crf=32)
+            *_, (_, decoded) = read_frames(path)
+            shots["128 px, H.264"] = dataclasses.replace(shot, pixels=decoded)
+            shots["small in 512 px"] = put_into_clutter(rng, draw(int(rng.integers(128, 384))))
+            for case, shot in shots.items():
+                cases.setdefault(case, []).append(shot)
+    return cases
+
+
+def draw_shot(rng: np.random.Generator, person: Person, natural: bool, size_px: int) -> Shot:
+    """A frame of someone in a random moment."""
+    motion, mouth = draw_moment(rng)
+    frame = draw_frame(redress(rng, person, natural), motion, mouth, size_px)
+    return Shot(frame.pixels, frame.kps, frame.landmarks, frame.bbox, float(mouth[0]))
+
+
+def is_natural(index: int) -> bool:
+    """Whether the held-out person of this index has natural colours."""
+    return index % 3 > 0
+
+
+def put_into_clutter(rng: np.random.Generator, shot: Shot) -> Shot:
+    """The same shot somewhere in a picture of 512 px."""
+    pixels, size = draw_clutter(rng, 512), len(shot.pixels)
+    x, y = rng.integers(0, 512 - size, 2)
+    pixels[y : y + size, x : x + size] = shot.pixels
+    bbox = shot.bbox + [x, y, x, y]
+    return dataclasses.replace(shot, pixels=pixels, kps=shot.kps + [x, y], landmarks=shot.landmarks + [x, y], bbox=bbox)
+
+
+def lip_distance(landmarks: np.ndarray) -> float:
+    """Height of the mouth's opening in widths of the face's contour."""
+    width = np.linalg.norm(landmarks[32] - landmarks[0])
+    return float(np.linalg.norm(landmarks[INNER_LIPS[6]] - landmarks[INNER_LIPS[2]]) / width)
+
+
+def compare(shots: list[Shot], found: list[list[Face]]) -> dict[str, float | int | None]:
+    """What insightface found in the shots of a case against what is in them."""
+    pairs = [(shot, faces[0]) for shot, faces in zip(shots, found) if faces]
+    kps = [np.linalg.norm(face.kps - shot.kps, axis=1).mean() / shot.pixels.shape[1] for shot, face in pairs]
+    landmarks = [
+        np.linalg.norm(face.landmark_2d_106 - shot.landmarks, axis=1).mean() / (shot.bbox[2] - shot.bbox[0])
+        for shot, face in pairs
+    ]
+    lips = [lip_distance(face.landmark_2d_106) for _, face in pairs]
+    apertures = [shot.aperture for shot, _ in pairs]
+
+    def percent(values: list[float], figure: Callable[[list[float]], float]) -> float | None:
+        return round(100 * float(figure(values)), 3) if values else None
+
+    return {
+        "shots": len(shots),
+        "missed": len(shots) - len(pairs),
+        "false_faces": sum(max(0, len(faces) - 1) for faces in found),
+        "lowest_score": round(min((face.det_score for _, face in pairs), default=0.0), 3),
+        "kps_error_percent_of_frame": percent(kps, np.mean),
+        "kps_error_percent_of_frame_p95": percent(kps, lambda values: np.percentile(values, 95)),
+        "landmark_error_percent_of_face": percent(landmarks, np.mean),
+        "landmark_error_percent_of_face_p95": percent(landmarks, lambda values: np.percentile(values, 95)),
+        "mouth_correlation": round(float(np.corrcoef(lips, apertures)[0, 1]), 4) if len(pairs) > 2 else None,
+    }
+
+
+def verify(embeddings: list[list[np.ndarray]], rng: np.random.Generator) -> dict[str, float | int]:
+    """Tells pairs of pictures of one person from pairs of two, as many of each.
+
+    Args:
+        embeddings: for each person those of their pictures, (512) each.
+        rng: draws the pairs. The threshold is the best one for one half of them, the accuracy that on the other half.
+    """
+    units = [[values / np.linalg.norm(values) for values in person] for person in embeddings if len(person) > 1]
+    if len(units) < 2:
+        return {"people": len(units)}
+    same, other = [], []
+    for _ in range(4000):
+        one, two = rng.choice(len(units), 2, replace=False)
+        first, second = rng.choice(len(units[one]), 2, replace=False)
+        same.append(float(units[one][first] @ units[one][second]))
+        other.append(float(units[one][first] @ units[two][rng.integers(len(units[two]))]))
+    same, other = np.array(same), np.array(other)
+
+    def accuracy(threshold: float, part: slice) -> float:
+        return float(((same[part] > threshold).mean() + (other[part] <= threshold).mean()) / 2)
+
+    threshold = max(np.linspace(-1, 1, 401), key=lambda value: accuracy(value, slice(None, None, 2)))
+    return {
+        "people": len(units),
+        "pairs": len(same) + len(other),
+        "accuracy": round(accuracy(threshold, slice(1, None, 2)), 4),
+        "threshold": round(float(threshold), 3),
+        "same_cosine": round(float(same.mean()), 3),
+        "same_cosine_p5": round(float(np.percentile(same, 5)), 3),
+        "other_cosine": round(float(other.mean()), 3),
+        "other_cosine_p95": round(float(np.percentile(other, 95)), 3),
+    }
+
+
+def measure(folder: Path, num_people: int) -> dict:
+    """Measures the exported networks through insightface, on people and clutter that they were not trained on."""
+    analyzer = FaceAnalyzer(folder, modules=("detection", "landmark_2d_106", "recognition"))
+    cases = draw_heldout_shots(num_people)
+    found = {case: [analyzer.detect(shot.pixels) for shot in shots] for case, shots in cases.items()}
+    rng = np.random.default_rng(HELDOUT_CLUTTER_SEED)
+    empty = [degrade(rng, draw_clutter(rng, int(rng.choice([96, 128, 256, 512])))) for _ in range(3 * num_people)]
+    people = [[faces[index] for faces in found.values() if faces[index]] for index in range(num_people)]
+    embeddings = [[faces[0].embedding for faces in person] for person in people]
+    natural = [person for index, person in enumerate(embeddings) if is_natural(index)]
+    return {
+        "cases": {case: compare(shots, found[case]) for case, shots in cases.items()},
+        "without_face": {"pictures": len(empty), "false_faces": sum(len(analyzer.detect(pixels)) for pixels in empty)},
+        "recognition_natural": verify(natural, rng),
+        "recognition_all": verify(embeddings, rng),
+        "bytes": {path.name: path.stat().st_size for path in sorted((folder / "models/buffalo_l").glob("*.onnx"))},
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, exports and measures the three networks."""
+    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", required=True, type=Path)
+    parser.add_argument("--num_people", type=int, default=1200, help="to train on")
+    parser.add_argument("--num_heldout_people", type=int, default=96, help="to measure on")
+    parser.add_argument("--detection_steps", type=int, default=5000)
+    parser.add_argument("--landmarks_steps", type=int, default=4000)
+    parser.add_argument("--recognition_steps", type=int, default=900)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    args = parser.parse_args(arguments)
+    for name, least in (("num_people", 2), ("num_heldout_people", 1), *((f"{name}_steps", 1) for name in NETWORKS)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name} {getattr(args, name)}: must be {least} or more")
+    runtime.set_up_logging()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    for part in ("states", "models/buffalo_l"):
+        (args.output_dir / part).mkdir(parents=True, exist_ok=True)
+    pool = functools.cache(lambda: draw_pool(args.num_people))
+    for name in NETWORKS:
+        train(name, getattr(args, f"{name}_steps"), args.learning_rate, pool, args.output_dir)
+    report = measure(args.output_dir, args.num_heldout_people)
+    with runtime.replacing(args.output_dir / "report.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(runtime.run_program(main))
