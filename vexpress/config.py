@@ -33,6 +33,7 @@ REPLACED_KEYS = {
 """Keys of released configurations that are gone -> what to set instead."""
 
 
+OPTIMIZERS = ("adamw", "muon")
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 """Of `diffusers.optimization`."""
 
@@ -105,6 +106,8 @@ class SolverConfig:
 
     max_train_steps: int = 100_000
     """Updates, counted over restarts."""
+    optimizer: str = "adamw"
+    """adamw; or muon, which trains small networks from scratch in fewer steps, at a learning rate of about 0.02."""
     learning_rate: float = 1e-6
     lr_scheduler: str = "constant"
     """One of `LR_SCHEDULERS`."""
@@ -139,6 +142,10 @@ class SolverConfig:
         _check_range("solver.adam_beta2", self.adam_beta2, 0, 0.9999999)
         _check_range("solver.adam_weight_decay", self.adam_weight_decay, 0, 10)
         _check_range("solver.adam_epsilon", self.adam_epsilon, 0, 1e6)
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(f"solver.optimizer={self.optimizer}: allowed are {', '.join(OPTIMIZERS)}")
+        if self.optimizer == "muon" and (self.use_8bit_adam or self.fsdp or self.deepspeed_config):
+            raise InputError("solver.optimizer=muon: not with use_8bit_adam, fsdp or deepspeed_config; unset these")
         if self.lr_scheduler not in LR_SCHEDULERS:
             raise InputError(f"solver.lr_scheduler={self.lr_scheduler}: allowed are {', '.join(LR_SCHEDULERS)}")
         if self.ema_decay is not None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from vexpress import runtime
 from vexpress.data.drawn_faces import DrawnFrame, draw_frame, draw_motion, draw_person
 from vexpress.data.transforms import lip_mask_box
+from vexpress.training.muon import Muon
 
 logger = logging.getLogger("train_vae")
 
@@ -32,46 +33,9 @@ LATENT_CHANNELS = 12
 CROP_PX = 48
 CROP_SHARE = 0.75  # of the steps of the joint phase
 LIP_WEIGHT, COLOUR_WEIGHT, EDGE_WEIGHT, KL_WEIGHT = 6.0, 1.0, 1.0, 1e-4
-MUON_RATE, ADAM_RATE = 0.02, 2e-3
+LEARNING_RATE = 0.02
 POOL_PX = 16
 HELDOUT_SEED, TRAIN_SEED = 2**31, 0
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose every matrix is made orthogonal, so that rare directions count as much as frequent ones.
-
-    It needs some 2.5 times fewer steps here than AdamW. `torch.optim.Muon` takes no convolutions and computes in bf16,
-    which takes a CPU like this one 15 times as long.
-
-    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
-    """
-
-    def __init__(self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95):
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Updates the weights, convolutions as matrices of (out, in x height x width)."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:  # the encoder's, in the decoder's phase
-                    continue
-                average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
-                average.lerp_(parameter.grad, 1 - group["momentum"])
-                update = orthogonal(parameter.grad.lerp(average, group["momentum"]).flatten(1))
-                scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
-                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
-
-
-def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix (m n) whose singular values are about 1, by five Newton-Schulz steps."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    result = matrix.T if tall else matrix
-    result = result / (result.norm() + 1e-7)
-    for _ in range(5):
-        square = result @ result.T
-        result = 3.4445 * result + (-4.7750 * square + 2.0315 * square @ square) @ result
-    return result.T if tall else result
 
 
 def build_vae() -> AutoencoderKL:
@@ -196,16 +160,13 @@ def main(arguments: list[str] | None = None) -> None:
     heldout_rng = np.random.default_rng(HELDOUT_SEED)
     heldout = [draw_any(heldout_rng, args.size) for _ in range(64)]
     vae = build_vae()
-    optimizers = [
-        Muon([parameter for parameter in vae.parameters() if parameter.ndim > 1], lr=MUON_RATE),
-        torch.optim.AdamW([p for p in vae.parameters() if p.ndim == 1], lr=ADAM_RATE, betas=(0.9, 0.99)),
-    ]
+    optimizer = Muon(vae.parameters(), LEARNING_RATE)
+    rates = [group["lr"] for group in optimizer.param_groups]
     state_path, start = folder / "state.pt", 0
     if state_path.is_file():
         state = torch.load(state_path, weights_only=True)
         vae.load_state_dict(state["vae"])
-        for optimizer, optimizer_state in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(optimizer_state)
+        optimizer.load_state_dict(state["optimizer"])
         vae.register_to_config(**state["statistics"])
         start = state["step"]
         logger.info("resumed at step %d", start)
@@ -217,17 +178,15 @@ def main(arguments: list[str] | None = None) -> None:
         done = step / args.joint_steps if joint else (step - args.joint_steps) / args.decoder_steps
         # The joint phase ends at a tenth of its rate: encoder and decoder must agree, the last polish comes later.
         first, last = (1.0, 0.1) if joint else (0.4, 0.0)
-        for optimizer, rate in zip(optimizers, (MUON_RATE, ADAM_RATE)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * (first + (last - first) * done) * min(1.0, (step + 1) / 50)
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate * (first + (last - first) * done) * min(1.0, (step + 1) / 50)
         rng = np.random.default_rng((TRAIN_SEED, step))
         crop = joint and rng.random() < CROP_SHARE and done < 0.9
         loss = compute_loss(vae, *draw_batch(rng, args.batch_size, args.size, crop), joint)
         vae.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
         losses.append(loss.item())
         ended = step + 1 in (args.joint_steps, num_steps)
         if ended and joint:
@@ -239,7 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
             losses, since = [], time.time()
             statistics = {name: vae.config[name] for name in ("latents_mean", "latents_std")}
             with runtime.replacing(state_path) as temporary:
-                state = {"vae": vae.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+                state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict()}
                 torch.save(state | {"statistics": statistics, "step": step + 1}, temporary)
         if ended:
             vae.save_pretrained(folder / ("joint" if joint else "final"))

@@ -29,6 +29,7 @@ from vexpress.diffusion import build_scheduler, min_snr_weights, scale_latents, 
 from vexpress.runtime import DTYPES, InputError
 from vexpress.training.draws import draw
 from vexpress.training.initialize import build_training_networks
+from vexpress.training.muon import Muon
 from vexpress.training.run_log import RunLog, describe_run
 from vexpress.training.run_state import RunState
 from vexpress.training.stages import (
@@ -421,12 +422,15 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def build_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, in 8 bits if asked for.
+    """AdamW, in 8 bits if asked for; or Muon.
 
     Raises:
         InputError: bitsandbytes is asked for and not installed.
     """
     solver = config.solver
+    betas = (solver.adam_beta1, solver.adam_beta2)
+    if solver.optimizer == "muon":
+        return Muon(parameters, solver.learning_rate, betas=betas, eps=solver.adam_epsilon)
     optimizer_class = torch.optim.AdamW
     if solver.use_8bit_adam:
         try:
@@ -438,7 +442,7 @@ def build_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -
     return optimizer_class(
         parameters,
         lr=solver.learning_rate,
-        betas=(solver.adam_beta1, solver.adam_beta2),
+        betas=betas,
         weight_decay=solver.adam_weight_decay,
         eps=solver.adam_epsilon,
     )

@@ -1,0 +1,85 @@
+"""The Muon optimizer, for training from scratch in few steps."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+VECTOR_RATE = 0.1
+"""Learning rate of biases, norms and the like, which Adam updates, relative to that of matrices."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal, so that rare directions count as much as frequent ones.
+
+    Matrices and convolutions, as (out, in x height x width), are updated so; all else by Adam. The demo's autoencoder
+    came as far with it as with AdamW in 2.5 times fewer steps. `torch.optim.Muon` takes no convolutions, and computes
+    in bf16, which takes a CPU without such instructions 15 times as long.
+
+    Args:
+        parameters: to train.
+        lr: of matrices, 0.02 or so; that of all else is `VECTOR_RATE` of it.
+        momentum: of matrices.
+        betas: of Adam.
+        eps: of Adam.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+    ):
+        parameters = list(parameters)
+        matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+        vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+        groups = [{"params": matrices}, {"params": vectors, "lr": lr * VECTOR_RATE}]
+        super().__init__(
+            [group for group in groups if group["params"]], {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Updates all parameters that have a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update = self._update_matrix if parameter.ndim > 1 else self._update_vector
+                    update(parameter, self.state[parameter], group)
+
+    @staticmethod
+    def _update_matrix(parameter: Tensor, state: dict[str, Tensor], group: dict) -> None:
+        if not state:
+            state["average"] = torch.zeros_like(parameter)
+        average = state["average"]
+        average.lerp_(parameter.grad, 1 - group["momentum"])
+        update = orthogonal(parameter.grad.lerp(average, group["momentum"]).flatten(1))
+        scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+        parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
+
+    @staticmethod
+    def _update_vector(parameter: Tensor, state: dict[str, Tensor], group: dict) -> None:
+        if not state:
+            state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+        state["step"] += 1
+        beta, beta_square = group["betas"]
+        state["mean"].lerp_(parameter.grad, 1 - beta)
+        state["square"].lerp_(parameter.grad.square(), 1 - beta_square)
+        step = state["step"].item()
+        deviation = (state["square"] / (1 - beta_square**step)).sqrt() + group["eps"]
+        parameter.addcdiv_(state["mean"], deviation, value=-group["lr"] / (1 - beta**step))
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """A matrix (m n) with the same singular vectors and singular values of about 1, by five Newton-Schulz steps."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    result = (matrix.T if tall else matrix).float()
+    result = result / (result.norm() + 1e-7)
+    for _ in range(5):
+        square = result @ result.T
+        result = 3.4445 * result + (-4.7750 * square + 2.0315 * square @ square) @ result
+    return (result.T if tall else result).to(matrix.dtype)
