@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--joint_steps", type=int, default=1700)
-    parser.add_argument("--decoder_steps", type=int, default=1300)
+    parser.add_argument("--decoder_steps", type=int, default=1200)
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per step; twice as many crops")
     parser.add_argument("--size", type=int, default=96, help="px")
     parser.add_argument("--save_steps", type=int, default=250)

@@ -1,0 +1,1 @@
+"""Metrics of talking-face videos, and the reports made of them."""

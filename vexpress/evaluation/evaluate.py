@@ -1,0 +1,118 @@
+"""From pairs of videos to a report."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from vexpress.evaluation.clips import Pair, Problem
+from vexpress.evaluation.faces import load_analyzer
+from vexpress.evaluation.features import ClipFeatures, FrameFeatures
+from vexpress.evaluation.measure import Networks, PairMeasures, Settings, measure_pair
+from vexpress.evaluation.pictures import save_pictures
+from vexpress.evaluation.report import Report, save_report
+from vexpress.evaluation.rows import build_group_rows, build_rows
+from vexpress.evaluation.syncnet import load_syncnet
+from vexpress.runtime import InputError
+
+logger = logging.getLogger(__name__)
+
+NETWORK_FLAGS = {
+    "fid_network": ("evaluation/fid.pt", "evaluation/inception-2015-12-05.pt"),
+    "fvd_network": ("evaluation/fvd.pt", "evaluation/i3d_torchscript.pt"),
+    "syncnet_path": ("evaluation/syncnet.safetensors", "evaluation/syncnet_v2.model"),
+    "insightface_model_path": ("insightface_models",),
+}
+"""Flag -> where in a model folder its file may lie."""
+
+
+def find_networks(model_dir: Path | None, **given: str | None) -> dict[str, Path | None]:
+    """Finds the files of NETWORK_FLAGS: those given, else those in the model folder, else None."""
+    found: dict[str, Path | None] = {}
+    for flag, places in NETWORK_FLAGS.items():
+        candidates = [model_dir / place for place in places] if model_dir is not None else []
+        there = (path for path in candidates if path.is_file() or any(path.rglob("*.onnx")))
+        found[flag] = Path(given[flag]) if given.get(flag) else next(there, None)
+    return found
+
+
+def load_networks(paths: dict[str, Path | None], device: torch.device | str) -> Networks:
+    """Loads what is there, and notes which flags would give the rest.
+
+    Raises:
+        InputError: a file is not what its flag stands for.
+    """
+    networks = Networks()
+    if path := paths["fid_network"]:
+        networks.frames = FrameFeatures(path, device)
+        networks.facts.append(networks.frames.facts)
+    else:
+        networks.missing["FID"] = "give --fid_network"
+    if path := paths["fvd_network"]:
+        networks.clips = ClipFeatures(path, device)
+        networks.facts.append(networks.clips.facts)
+    else:
+        networks.missing["FVD"] = "give --fvd_network"
+    if path := paths["insightface_model_path"]:
+        networks.faces, facts = load_analyzer(path, device)
+        networks.facts.append(facts)
+        if "recognition" not in facts.kind:
+            networks.missing["FaceSim, dFaceSim"] = f"--insightface_model_path {path} holds no recognition model"
+    else:
+        networks.missing["FaceSim, dFaceSim, KpsDis"] = "give --insightface_model_path"
+    if path := paths["syncnet_path"]:
+        networks.syncnet, facts = load_syncnet(path, device)
+        networks.facts.append(facts)
+    if networks.syncnet is None or networks.faces is None:
+        flags = [flag for flag in ("syncnet_path", "insightface_model_path") if not paths[flag]]
+        networks.missing["Sync-C, Sync-D"] = "give " + " and ".join(f"--{flag}" for flag in flags)
+    return networks
+
+
+def evaluate(
+    pairs: Sequence[Pair],
+    networks: Networks,
+    settings: Settings,
+    output_dir: Path,
+    source: str,
+    group_by: Sequence[str] = (),
+    problems: Sequence[Problem] = (),
+    progress: Callable[[Sequence[Pair]], Iterable[Pair]] = iter,
+) -> Report:
+    """Measures all pairs, and writes report.md, report.json and pictures into `output_dir`.
+
+    Args:
+        pairs: what is compared.
+        networks: what measures.
+        settings: how.
+        output_dir: is there.
+        source: what was compared, in words.
+        group_by: columns of the rows.
+        problems: known before.
+        progress: shows how far it is.
+
+    Raises:
+        InputError: no pair could be read.
+    """
+    measures: list[PairMeasures] = []
+    problems = list(problems)
+    for pair in progress(pairs):
+        try:
+            if not pair.generated.is_file():
+                raise InputError(f"has no generated video {pair.generated}")
+            measures.append(measure_pair(pair, networks, settings))
+        except InputError as error:
+            problems.append(Problem(pair.name, "all", " ".join(str(error).split())))
+    if not measures:
+        first = problems[0]
+        raise InputError(f"none of {len(problems)} clips can be measured; {first.clip}: {first.reason}")
+    problems += [problem for measured in measures for problem in measured.problems]
+    logger.info("computing rows and intervals of %d clips", len(measures))
+    rows, row_problems = build_rows(measures, settings)
+    group_rows, group_problems = build_group_rows(measures, group_by, settings)
+    problems += row_problems + group_problems
+    ranking, pictures = save_pictures(output_dir, measures, rows, group_rows, settings)
+    report = Report(source, rows, group_rows, measures, problems, networks, settings, ranking, pictures)
+    save_report(output_dir, report)
+    return report
