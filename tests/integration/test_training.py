@@ -170,6 +170,17 @@ def test_bf16_keeps_trained_weights_in_fp32(config_path):
     assert np.isfinite(json.loads((trainer.folder / "log.jsonl").read_text().splitlines()[-1])["loss"])
 
 
+def test_muon_trains_and_resumes_and_the_export_says_its_size(config_path, tmp_path):
+    muon = ("solver.optimizer=muon", "solver.learning_rate=0.01", "data.audio_drop_rate=0.3", "shared_noise=0.5")
+    run(config_path, *muon, f"output_dir={tmp_path / 'whole'}", "solver.max_train_steps=4")
+    for num_steps in (2, 4):
+        run(config_path, *muon, f"output_dir={tmp_path / 'parts'}", f"solver.max_train_steps={num_steps}")
+    assert_equal(exported(tmp_path / "whole"), exported(tmp_path / "parts"))
+    model_dir = str(tmp_path / "whole" / "export")
+    args = inference.parse_arguments(["--model_dir", model_dir, "--reference_image_path", "a", "--audio_path", "b"])
+    assert (args.image_width, args.image_height, args.shared_noise) == (64, 64, 0.5)
+
+
 def test_exported_average_lags_behind_the_weights(config_path, tmp_path, model_dir):
     run(config_path, f"output_dir={tmp_path / 'last'}")
     run(config_path, f"output_dir={tmp_path / 'mean'}", "solver.ema_decay=0.5")

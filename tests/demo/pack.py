@@ -1,0 +1,34 @@
+"""The shipped model and its held-out clips, for the tests of this folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.demo.measure_pack import Clip, load_clips, load_options
+from vexpress.pipeline import VExpressPipeline
+
+PACK_DIR = Path(__file__).parents[2] / "vexpress" / "demo_pack"
+NUM_FRAMES = 36
+
+
+def load_pipeline(dtype: torch.dtype = torch.float32) -> VExpressPipeline:
+    pipeline = VExpressPipeline.from_pretrained(PACK_DIR, torch_dtype=dtype)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> VExpressPipeline:
+    return load_pipeline()
+
+
+@pytest.fixture(scope="module")
+def options() -> dict:
+    """What the pack asks for, as inference.py would."""
+    return load_options(PACK_DIR)
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[Clip]:
+    return load_clips(PACK_DIR / "heldout", NUM_FRAMES)
