@@ -1,12 +1,11 @@
 """Speech to what the networks read: wav2vec2 hidden states, and the steps of them around each video frame."""
 
 import logging
-import math
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +14,14 @@ WHOLE_CLIP_SECONDS = 120.0
 CHUNK_SECONDS = 60.0
 CONTEXT_SECONDS = 5.0  # seen on both sides of a chunk, and thrown away
 STEPS_PER_FRAME = 2  # hidden states per video frame after resampling
+
+
+def step_samples(config: Wav2Vec2Config) -> tuple[int, int]:
+    """Samples that a step of the encoder's convolutions sees, and samples from one step to the next."""
+    receptive_field, hop = 1, 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride):
+        receptive_field, hop = receptive_field + (kernel - 1) * hop, hop * stride
+    return receptive_field, hop
 
 
 def encode_audio(encoder: Wav2Vec2Model, processor: Wav2Vec2FeatureExtractor, waveform: Tensor) -> Tensor:
@@ -34,12 +41,7 @@ def encode_audio(encoder: Wav2Vec2Model, processor: Wav2Vec2FeatureExtractor, wa
 
     Source: paper section 3.2; `last_hidden_state`, as released.
     """
-    config = encoder.config
-    hop = math.prod(config.conv_stride)
-    receptive_field, stride = 1, 1
-    for kernel, step in zip(config.conv_kernel, config.conv_stride):
-        receptive_field, stride = receptive_field + (kernel - 1) * stride, stride * step
-
+    receptive_field, hop = step_samples(encoder.config)
     values = processor(waveform.cpu().numpy(), sampling_rate=processor.sampling_rate, return_tensors="pt").input_values
     values = pad(values, (0, max(0, receptive_field - values.shape[1])))
     num_samples = values.shape[1]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from vexpress import runtime
-from vexpress.audio_features import audio_windows, encode_audio
+from vexpress.audio_features import audio_windows, encode_audio, step_samples
 from vexpress.media.audio import load_audio
 
 logger = logging.getLogger("train_audio_encoder")
@@ -56,10 +56,7 @@ def build_encoder() -> Wav2Vec2Model:
 
 def log_mel(values: Tensor, config: Wav2Vec2Config) -> Tensor:
     """Waveforms (b n), normalised -> (b m NUM_MELS) log-mel spectra at the middles of the encoder's m steps."""
-    hop = math.prod(config.conv_stride)
-    receptive_field, stride = 1, 1
-    for kernel, step in zip(config.conv_kernel, config.conv_stride):
-        receptive_field, stride = receptive_field + (kernel - 1) * stride, stride * step
+    receptive_field, hop = step_samples(config)
     num_steps = (values.shape[1] - receptive_field) // hop + 1
     margin = (MEL_WINDOW - receptive_field + 1) // 2
     frames = nn.functional.pad(values, (margin, MEL_WINDOW)).unfold(1, MEL_WINDOW, hop)[:, :num_steps]
