@@ -21,7 +21,10 @@ usage() {
 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python}
 if [ -z "${HOST_GPU_NUM:-}" ]; then
-    HOST_GPU_NUM=$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')
+    HOST_GPU_NUM=$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))' 2>/dev/null) || {
+        echo "error: '$python' cannot import torch; activate the environment of requirements.txt, or set PYTHON" >&2
+        exit 2
+    }
 fi
 
 # SIGTERM and Ctrl-C go on to the training processes, which save and stop; then a stage that is not done fails.

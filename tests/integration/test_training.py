@@ -156,6 +156,14 @@ def test_two_processes_train_as_one_with_twice_the_batch(config_path, tmp_path):
     assert largest_difference(exported(tmp_path / "one"), exported(tmp_path / "two")) < 1e-5
 
 
+def test_launcher_without_torch_says_which_python_it_took():
+    environment = {key: value for key, value in os.environ.items() if key != "HOST_GPU_NUM"} | {"PYTHON": "false"}
+    command = ["bash", str(ROOT / "train_stage.sh"), "training_configs/stage_1.yaml"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 'false' cannot import torch;") and done.stderr.count("\n") == 1
+
+
 def test_gradient_checkpointing_changes_nothing(config_path, tmp_path):
     run(config_path, f"output_dir={tmp_path / 'plain'}", *LIKE_SGD)
     run(config_path, f"output_dir={tmp_path / 'checkpointed'}", "solver.gradient_checkpointing=true", *LIKE_SGD)
