@@ -1,10 +1,9 @@
 """Re-runs the paper's argument on drawn faces: trains variants of the demo model, measures what drives their mouths.
 
-    scripts/demo/build_demo_pack.sh                      # makes the data, once; its stages are not needed
     OMP_NUM_THREADS=1 python scripts/ablation.py         # hours; the same command goes on where it was cut off
     python scripts/ablation.py --quick                   # minutes; figures mean nothing, everything is run once
 
-See docs/ablation.md. Processes with different --seeds may share an --output_dir; then the command with all seeds makes
+See docs/ablation.md, also for the data that it needs. Processes with different --seeds may share an --output_dir; then the command with all seeds makes
 the report of all.
 """
 
@@ -343,7 +342,7 @@ def format_report(results: Sequence[Result], settings: Settings) -> str:
     seeds = sorted({result.seed for result in results})
     num_clips = len(results[0].figures["aperture_r"])
     lines = [
-        f"Every model learned from {frames_seen(recipe):,} frames ({settings.scale:g} of the recipe's updates), seeds "
+        f"Every model learned from {frames_seen(recipe):,} frames ({settings.scale:g} of the updates in `{settings.config_dir}`), seeds "
         f"{', '.join(map(str, seeds))}; measured on {num_clips} clips of {settings.num_frames} frames from "
         f"`{settings.test_dir}`; means with 95 % intervals over clips and seeds.",
         "",
@@ -404,11 +403,11 @@ def build_parser() -> runtime.ArgumentParser:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--data_kinds", nargs="+", choices=(PLAIN, SHORTCUT), default=[PLAIN, SHORTCUT], metavar="KIND")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="N")
-    parser.add_argument("--scale", type=float, help="share of the recipe's updates; unset: 0.4, with --quick 0.004")
+    parser.add_argument("--scale", type=float, help="share of the updates in --config_dir; unset: 1, with --quick 0.01")
     parser.add_argument("--num_clips", type=int, help="test clips; unset: 10, with --quick 2")
     parser.add_argument("--quick", action="store_true", help="minutes instead of hours, to see that all works")
-    parser.add_argument("--config_dir", type=Path, default=Path("training_configs/demo"), help="of stage_1.yaml to 3")
-    parser.add_argument("--test_dir", type=Path, default=Path("runs/demo/heldout_pack"), help="drawn clips, no leak")
+    parser.add_argument("--config_dir", type=Path, default=Path("training_configs/ablation"), help="of stage_1.yaml to 3")
+    parser.add_argument("--test_dir", type=Path, default=Path("runs/demo/heldout_64"), help="drawn clips, no leak")
     parser.add_argument("--output_dir", type=Path, help="unset: runs/ablation, with --quick runs/ablation_quick")
     parser.add_argument("--docs_path", type=Path, help="also fill the results into this file, e.g. docs/ablation.md")
     return parser
@@ -420,7 +419,7 @@ def read_settings(args: Namespace) -> Settings:
     Raises:
         InputError: a flag out of range, or a file that cannot be filled.
     """
-    scale = (0.004 if args.quick else 0.4) if args.scale is None else args.scale
+    scale = (0.01 if args.quick else 1.0) if args.scale is None else args.scale
     num_clips = (2 if args.quick else 10) if args.num_clips is None else args.num_clips
     if not 0 < scale <= 100:
         raise InputError(f"--scale {scale}: must be more than 0, and 100 at most")

@@ -81,5 +81,6 @@ def orthogonal(matrix: Tensor) -> Tensor:
     result = result / (result.norm() + 1e-7)
     for _ in range(5):
         square = result @ result.T
-        result = 3.4445 * result + (-4.7750 * square + 2.0315 * square @ square) @ result
+        factor = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        result = torch.addmm(result, factor, result, beta=3.4445)
     return (result.T if tall else result).to(matrix.dtype)

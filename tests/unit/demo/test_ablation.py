@@ -36,7 +36,7 @@ from vexpress.runtime import InputError, run_program
 
 SIZE_PX, FPS, NUM_FRAMES = 64, 25, 40
 ROOT = Path(__file__).parents[3]
-DEMO = Settings(ROOT / "training_configs" / "demo", Path("runs/ablation"), 0.4, Path("heldout"), 10, 48)
+RECIPE = Settings(ROOT / "training_configs" / "ablation", Path("runs/ablation"), 1.0, Path("heldout"), 10, 48)
 DROPPED = {"data.kps_drop_rate", "data.reference_drop_rate"}
 CHANGED = {
     "no_dropout": dict.fromkeys(STAGES, DROPPED),
@@ -87,7 +87,7 @@ def drawn(tmp_path_factory):
 @pytest.mark.parametrize("kind", (PLAIN, SHORTCUT))
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_variant_differs_in_what_it_says(name, kind):
-    full, own = (build_configs(VARIANTS[variant], kind, 1, DEMO) for variant in (FULL, name))
+    full, own = (build_configs(VARIANTS[variant], kind, 1, RECIPE) for variant in (FULL, name))
     assert own.keys() == full.keys() == set(STAGES)
     for stage in STAGES:
         assert set(differing_keys(full[stage], own[stage])) - PLACES == CHANGED[name].get(stage, set())
@@ -100,7 +100,7 @@ def test_a_variant_differs_in_what_it_says(name, kind):
 
 
 def test_all_at_once_trains_all_for_the_whole_budget():
-    full, own = (build_configs(VARIANTS[variant], PLAIN, 0, DEMO) for variant in (FULL, "all_at_once"))
+    full, own = (build_configs(VARIANTS[variant], PLAIN, 0, RECIPE) for variant in (FULL, "all_at_once"))
     assert list(own) == ["stage_3"]
     changed = {"init.source", "init.path", "output_dir", "solver.learning_rate", "solver.max_train_steps"}
     assert set(differing_keys(full["stage_3"], own["stage_3"])) == changed
@@ -115,18 +115,18 @@ def test_all_at_once_trains_all_for_the_whole_budget():
 def test_what_nothing_is_left_of_is_not_trained(name, stages, monkeypatch):
     trained = []
     monkeypatch.setattr(program, "train_stage", lambda config, kind: trained.append(config.train_stage))
-    configs = build_configs(VARIANTS[name], PLAIN, 0, DEMO)
+    configs = build_configs(VARIANTS[name], PLAIN, 0, RECIPE)
     assert str(program.train_variant(VARIANTS[name], configs, PLAIN)) == f"{configs['stage_3'].output_dir}/export"
     assert tuple(trained) == stages
 
 
 def test_runs_are_apart_where_anything_differs():
-    def folder(kind=PLAIN, seed=0, settings=DEMO):
+    def folder(kind=PLAIN, seed=0, settings=RECIPE):
         return build_configs(VARIANTS[FULL], kind, seed, settings)["stage_3"].output_dir
 
-    others = {folder(SHORTCUT), folder(seed=1), folder(settings=replace(DEMO, scale=0.5))}
+    others = {folder(SHORTCUT), folder(seed=1), folder(settings=replace(RECIPE, scale=0.5))}
     assert len(others | {folder()}) == 4
-    moved = folder(settings=replace(DEMO, output_dir=Path("/elsewhere")))
+    moved = folder(settings=replace(RECIPE, output_dir=Path("/elsewhere")))
     assert Path(moved).name == Path(folder()).name
 
 
@@ -325,7 +325,7 @@ def test_data_that_cannot_serve_are_refused(drawn, tmp_path):
     with pytest.raises(InputError, match="has no labels"):
         write_leaking_keypoints(meta_path, tmp_path)
     clips = Settings(Path(), tmp_path, 1, drawn / "test", 10, NUM_FRAMES)
-    config = build_configs(VARIANTS[FULL], PLAIN, 0, DEMO)["stage_3"]
+    config = build_configs(VARIANTS[FULL], PLAIN, 0, RECIPE)["stage_3"]
     with pytest.raises(InputError, match=f"must have more than {NUM_FRAMES} frames"):
         program.load_test_clips(clips, config)
     with pytest.raises(InputError, match="is not 96x96 px"):
