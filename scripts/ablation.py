@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python scripts/ablation.py         # hours; the same command goes on where it was cut off
     python scripts/ablation.py --quick                   # minutes; figures mean nothing, everything is run once
 
-See docs/ablation.md, also for the data that it needs. Processes with different --seeds may share an --output_dir; then the command with all seeds makes
-the report of all.
+See docs/ablation.md, also for the data that it needs. Processes with different --seeds may share an --output_dir; then
+the command with all seeds makes the report of all.
 """
 
 import copy
@@ -26,9 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
-from scripts.demo.assemble_pack import SAMPLING
 from scripts.demo.measure_pack import (
-    PIPELINE_DEFAULTS,
     Clip,
     colour_error,
     correlation,
@@ -54,6 +52,15 @@ logger = logging.getLogger("ablation")
 STAGES = ("stage_1", "stage_2", "stage_3")
 WITH_AUDIO = STAGES[1:]
 EXIT_TERMINATED = 128 + signal.SIGTERM
+SAMPLING = {
+    "num_inference_steps": 6,
+    "guidance": "audio",
+    "guidance_scale": 2.0,
+    "shared_noise": 1.0,
+    "reference_attention_weight": 1.0,
+    "audio_attention_weight": 1.0,
+}
+"""How test clips are made: arguments of the pipeline. Not the demo pack's, so that tuning it leaves results valid."""
 FIRST_MARK, LAST_MARK = "<!-- results: written by scripts/ablation.py -->", "<!-- end of results -->"
 FIGURE_NAME = "ablation.png"
 
@@ -269,9 +276,8 @@ def measure_export(folder: Path, clips: list[Clip], config: TrainConfig, setting
 
 
 def sampling(settings: Settings) -> dict:
-    """Arguments of the pipeline: the demo pack's."""
-    pack = {name: SAMPLING[name] for name in PIPELINE_DEFAULTS}
-    return pack | {"num_inference_steps": settings.num_inference_steps}
+    """Arguments of the pipeline."""
+    return SAMPLING | {"num_inference_steps": settings.num_inference_steps}
 
 
 def load_test_clips(settings: Settings, config: TrainConfig) -> list[Clip]:
@@ -342,9 +348,9 @@ def format_report(results: Sequence[Result], settings: Settings) -> str:
     seeds = sorted({result.seed for result in results})
     num_clips = len(results[0].figures["aperture_r"])
     lines = [
-        f"Every model learned from {frames_seen(recipe):,} frames ({settings.scale:g} of the updates in `{settings.config_dir}`), seeds "
-        f"{', '.join(map(str, seeds))}; measured on {num_clips} clips of {settings.num_frames} frames from "
-        f"`{settings.test_dir}`; means with 95 % intervals over clips and seeds.",
+        f"Every model learned from {frames_seen(recipe):,} frames ({settings.scale:g} of the updates in "
+        f"`{settings.config_dir}`), seeds {', '.join(map(str, seeds))}; measured on {num_clips} clips of "
+        f"{settings.num_frames} frames from `{settings.test_dir}`; means with 95 % intervals over clips and seeds.",
         "",
         *ablation.format_tables(results, TITLES),
         f"![Results]({FIGURE_NAME})",
@@ -406,7 +412,9 @@ def build_parser() -> runtime.ArgumentParser:
     parser.add_argument("--scale", type=float, help="share of the updates in --config_dir; unset: 1, with --quick 0.01")
     parser.add_argument("--num_clips", type=int, help="test clips; unset: 10, with --quick 2")
     parser.add_argument("--quick", action="store_true", help="minutes instead of hours, to see that all works")
-    parser.add_argument("--config_dir", type=Path, default=Path("training_configs/ablation"), help="of stage_1.yaml to 3")
+    parser.add_argument(
+        "--config_dir", type=Path, default=Path("training_configs/ablation"), help="of stage_1.yaml ..."
+    )
     parser.add_argument("--test_dir", type=Path, default=Path("runs/demo/heldout_64"), help="drawn clips, no leak")
     parser.add_argument("--output_dir", type=Path, help="unset: runs/ablation, with --quick runs/ablation_quick")
     parser.add_argument("--docs_path", type=Path, help="also fill the results into this file, e.g. docs/ablation.md")
