@@ -1,6 +1,7 @@
 """Fetches the released V-Express models from the Hugging Face Hub into the layout that inference.py --model_dir loads.
 
     python scripts/download_models.py --model_dir model_ckpts
+    python scripts/download_models.py --model_dir model_ckpts --only evaluation      # networks of FVD and SyncNet
 
 The same command again fetches only what is missing, and goes on where an interrupted download stopped.
 """
@@ -91,7 +92,17 @@ NEEDED_FILES: tuple[tuple[str, tuple[Source, ...]], ...] = (
     ("v-express", (_released("v-express/motion_module.bin"),)),
     ("v-express", (_released("v-express/v_kps_guider.bin"),)),
     ("v-express", (_released("v-express/audio_projection.bin"),)),
+    ("evaluation", (Source("ByteDance/LatentSync", "auxiliary/syncnet_v2.model", "evaluation/syncnet_v2.model"),)),
+    (
+        "evaluation",
+        (
+            Source("ByteDance/LatentSync", "auxiliary/i3d_torchscript.pt", "evaluation/i3d_torchscript.pt"),
+            Source("flateon/FVD-I3D-torchscript", "i3d_torchscript.pt", "evaluation/i3d_torchscript.pt"),
+        ),
+    ),
 )
+ON_REQUEST = ("evaluation",)
+"""Parts that come only if --only names them: no inference needs them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,11 +374,15 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parts = tuple(dict.fromkeys(part for part, _ in NEEDED_FILES))
     parser.add_argument(
-        "--only", action="append", choices=parts, metavar="PART", help=f"one of {', '.join(parts)}; may be repeated"
+        "--only",
+        action="append",
+        choices=parts,
+        metavar="PART",
+        help=f"one of {', '.join(parts)}; may be repeated; unset: all but {', '.join(ON_REQUEST)}",
     )
     parser.add_argument("--dry_run", action="store_true", help="print what would be fetched, with sizes, and stop")
     parsed = parser.parse_args(arguments)
-    parsed.parts = parsed.only or parts
+    parsed.parts = parsed.only or [part for part in parts if part not in ON_REQUEST]
     parsed.endpoint = parsed.endpoint.rstrip("/")
     return parsed
 

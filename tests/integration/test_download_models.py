@@ -223,6 +223,14 @@ def test_an_upstream_repository_fills_in(hub: HubServer, download: Callable[...,
     }
 
 
+def test_networks_of_metrics_come_when_asked_for(hub: HubServer, download: Callable[..., int], tmp_path: Path) -> None:
+    hub.repositories["ByteDance/LatentSync"] = {"auxiliary/syncnet_v2.model": b"sync", "auxiliary/other.bin": b"other"}
+    hub.repositories["flateon/FVD-I3D-torchscript"] = {"i3d_torchscript.pt": b"i3d"}
+    assert download("--only", "evaluation") == 0
+    files = {"evaluation/syncnet_v2.model": b"sync", "evaluation/i3d_torchscript.pt": b"i3d"}
+    assert _read_files(tmp_path / "models") == files
+
+
 def test_a_format_that_is_already_there_is_kept(hub: HubServer, download: Callable[..., int], tmp_path: Path) -> None:
     assert download("--only", "vae") == 0
     hub.repositories[RELEASED][_remote("sd-vae-ft-mse/diffusion_pytorch_model.safetensors")] = b"tensors"
