@@ -47,7 +47,7 @@ SAMPLING = {
     "fps": float(FPS),
     "num_inference_steps": 6,
     "guidance": "audio",
-    "guidance_scale": 2.0,
+    "guidance_scale": 1.9,
     "shared_noise": 1.0,
     "reference_attention_weight": 1.0,
     "audio_attention_weight": 1.0,
