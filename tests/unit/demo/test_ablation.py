@@ -325,7 +325,8 @@ def test_data_that_cannot_serve_are_refused(drawn, tmp_path):
     with pytest.raises(InputError, match="has no labels"):
         write_leaking_keypoints(meta_path, tmp_path)
     clips = Settings(Path(), tmp_path, 1, drawn / "test", 10, NUM_FRAMES)
-    config = build_configs(VARIANTS[FULL], PLAIN, 0, RECIPE)["stage_3"]
+    larger = replace(RECIPE, config_dir=ROOT / "training_configs" / "demo")
+    config = build_configs(VARIANTS[FULL], PLAIN, 0, larger)["stage_3"]
     with pytest.raises(InputError, match=f"must have more than {NUM_FRAMES} frames"):
         program.load_test_clips(clips, config)
     with pytest.raises(InputError, match="is not 96x96 px"):
