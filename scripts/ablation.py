@@ -290,7 +290,7 @@ def load_test_clips(settings: Settings, config: TrainConfig) -> list[Clip]:
         clips = load_clips(settings.test_dir, settings.num_frames)[: settings.num_clips]
     except (OSError, KeyError) as error:
         raise InputError(
-            f"--test_dir {settings.test_dir}: is no drawn dataset ({error}); scripts/demo/build_demo_pack.sh makes one"
+            f"--test_dir {settings.test_dir}: is no drawn dataset ({error}); docs/ablation.md says how to make one"
         ) from error
     except ValueError as error:
         if isinstance(error, InputError):
