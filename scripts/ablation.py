@@ -361,13 +361,16 @@ def format_report(results: Sequence[Result], settings: Settings) -> str:
 
 
 def write_report(path: Path, text: str, results: Sequence[Result]) -> None:
-    """Writes text and figure; into a file that is there, between its marks alone."""
+    """Writes text, figure, and the numbers behind both; the text into a file that is there between its marks alone."""
     if path.exists() and FIRST_MARK in (old := path.read_text(encoding="utf-8")):
         before, rest = old.split(FIRST_MARK)
         text = f"{before}{FIRST_MARK}\n\n{text}\n{LAST_MARK}{rest.split(LAST_MARK)[1]}"
     with runtime.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     ablation.draw_figure(path.parent / FIGURE_NAME, results, TITLES)
+    with runtime.replacing(path.with_suffix(".json")) as temporary:
+        rows = ",\n".join(json.dumps(asdict(result)) for result in results)  # a model per line
+        temporary.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
 
 
 # ---- the program -----------------------------------------------------------------------------------------------------

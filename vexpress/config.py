@@ -246,6 +246,9 @@ class TrainConfig:
     inference.py --shared_noise."""
     snr_gamma: float | None = 5.0
     """Min-SNR weighting; unset weighs all timesteps alike."""
+    motion_loss_weight: float = 0.0
+    """Weight of the same loss on the differences of neighbouring frames: more regard for what moves, and less flicker;
+    0 as released."""
     enable_zero_snr: bool = True
     """Rescales the noise schedule to zero terminal SNR, as inference does."""
     checkpointing_steps: int = 1000
@@ -278,6 +281,7 @@ class TrainConfig:
         _check_range("uncond_ratio", self.uncond_ratio, 0, 1)
         _check_range("noise_offset", self.noise_offset, 0, 10)
         _check_range("shared_noise", self.shared_noise, 0, 1)
+        _check_range("motion_loss_weight", self.motion_loss_weight, 0, 1e6)
         _check_range("checkpointing_steps", self.checkpointing_steps, 1, 10**9)
         _check_range("keep_checkpoints", self.keep_checkpoints, 1, 10**6)
         _check_range("log_steps", self.log_steps, 1, 10**9)

@@ -105,7 +105,12 @@ def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float) -> 
 
 
 def weighted_loss(
-    prediction: Tensor, target: Tensor, timestep_weights: Tensor, lip_masks: Tensor, lip_loss_weight: float
+    prediction: Tensor,
+    target: Tensor,
+    timestep_weights: Tensor,
+    lip_masks: Tensor,
+    lip_loss_weight: float,
+    motion_loss_weight: float = 0.0,
 ) -> Tensor:
     """Mean squared error that counts more on the mouth and less at easy timesteps.
 
@@ -115,12 +120,17 @@ def weighted_loss(
         timestep_weights: (b,).
         lip_masks: (b 1 f h w), 1 on the mouth, 0 elsewhere.
         lip_loss_weight: weight on the mouth; elsewhere it is 1.
+        motion_loss_weight: of the same error of differences between neighbouring frames; an error that all frames have
+            in common, such as a colour, is none there. 0 as released.
 
     Returns:
         Scalar; the mean is over all elements, so a higher weight raises the loss, as released.
 
-    Source: paper section 3.3.
+    Source: paper section 3.3; the motion part is ours.
     """
-    squared_error = (prediction.float() - target.float()).square()
-    weights = 1 + (lip_loss_weight - 1) * lip_masks
-    return (squared_error * weights * timestep_weights.reshape(-1, 1, 1, 1, 1)).mean()
+    error = prediction.float() - target.float()
+    weights = (1 + (lip_loss_weight - 1) * lip_masks) * timestep_weights.reshape(-1, 1, 1, 1, 1)
+    loss = (error.square() * weights).mean()
+    if motion_loss_weight and error.shape[2] > 1:
+        loss = loss + motion_loss_weight * (error.diff(dim=2).square() * weights[:, :, 1:]).mean()
+    return loss

@@ -218,7 +218,8 @@ class Trainer:
         if gamma is not None:
             weights = min_snr_weights(self.alphas_cumprod, draws.timesteps, gamma)
         lip_masks = batch["lip_masks"].to(device)
-        loss = weighted_loss(prediction, target, weights, lip_masks, self.config.data.lip_loss_weight)
+        loss_weights = self.config.data.lip_loss_weight, self.config.motion_loss_weight
+        loss = weighted_loss(prediction, target, weights, lip_masks, *loss_weights)
         squared_error = (prediction.detach() - target).square() * lip_masks
         return loss, (squared_error.sum(), lip_masks.sum() * target.shape[1])
 

@@ -292,10 +292,13 @@ def test_the_program_trains_measures_reports_and_goes_on(drawn, config_dir, tmp_
 def test_the_report_is_filled_into_the_document(tmp_path):
     path = tmp_path / "ablation.md"
     path.write_text(f"before\n{program.FIRST_MARK}\nold\n{program.LAST_MARK}\nafter\n")
+    results = made_up({(PLAIN, FULL): 0})
     for text in ("first", "second"):
-        program.write_report(path, text, made_up({(PLAIN, FULL): 0}))
+        program.write_report(path, text, results)
     assert path.read_text() == f"before\n{program.FIRST_MARK}\n\nsecond\n{program.LAST_MARK}\nafter\n"
     assert (tmp_path / "ablation.png").exists()
+    numbers = json.loads((tmp_path / "ablation.json").read_text())
+    assert [program.Result(**row) for row in numbers] == results
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,15 @@ def test_mouth_weight_weighs_the_mouth():
     mask = torch.tensor([1.0, 0, 0, 0]).reshape(1, 1, 1, 2, 2)
     assert weighted_loss(prediction, target, torch.ones(1), mask, 1.0) == 1
     assert weighted_loss(prediction, target, torch.ones(1), mask, 101.0) == 26
+
+
+def test_motion_weight_weighs_what_changes_from_frame_to_frame():
+    target, mask = torch.zeros(1, 1, 3, 1, 1), torch.zeros(1, 1, 3, 1, 1)
+    steady, jumping = target + 2, torch.tensor([0.0, 2, 0]).reshape(target.shape)
+    single = steady[:, :, :1], target[:, :, :1], torch.ones(1), mask[:, :, :1]
+    assert weighted_loss(steady, target, torch.ones(1), mask, 1.0, 3.0) == 4  # the same error in all frames
+    assert weighted_loss(*single, 1.0, 3.0) == 4  # one frame has no neighbour
+    assert weighted_loss(jumping, target, torch.ones(1), mask, 1.0, 3.0) == pytest.approx(4 / 3 + 3 * 4)
+    mouth = mask.index_fill(2, torch.tensor([1]), 1.0)  # counts in the frame and in the step that leads to it
+    assert weighted_loss(jumping, target, torch.ones(1), mouth, 10.0, 3.0) == pytest.approx(40 / 3 + 3 * (40 + 4) / 2)
+    assert weighted_loss(jumping, target, torch.tensor([0.5]), mask, 1.0, 3.0) == pytest.approx(2 / 3 + 3 * 2)
