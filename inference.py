@@ -46,7 +46,7 @@ DEMO = {
 MODEL_DEFAULTS = (
     *("image_width", "image_height", "fps", "scheduler", "num_inference_steps", "guidance_scale", "guidance"),
     *("shared_noise", "context_frames", "context_overlap", "reference_attention_weight", "audio_attention_weight"),
-    *("num_pad_audio_frames", "no_median_filter"),
+    *("num_pad_audio_frames", "no_median_filter", "denoise_threshold"),
 )
 """Flags whose defaults a model folder may set."""
 SIZE_MULTIPLE = 8
@@ -133,6 +133,12 @@ def build_parser() -> runtime.ArgumentParser:
     sampling.add_argument("--num_pad_audio_frames", type=int, default=2, help="frames of audio around each frame")
     sampling.add_argument("--standard_audio_sampling_rate", type=int, default=16000, help="Hz, of the audio encoder")
     sampling.add_argument("--no_median_filter", action="store_true", help="no smoothing of decoded frames")
+    sampling.add_argument(
+        "--denoise_threshold",
+        type=float,
+        default=0.0,
+        help="of 255: pixels that differ by no more are averaged over 5 frames, which stills the background; 0: off",
+    )
     return parser
 
 
@@ -186,6 +192,7 @@ def check_numbers(args: Namespace) -> None:
         "num_inference_steps": (1, 1000),
         "guidance_scale": (0, 100),
         "shared_noise": (0, 1),
+        "denoise_threshold": (0, 255),
         "context_frames": (1, 1000),
         "context_overlap": (0, args.context_frames - 1),
         "windows_per_batch": (1, 1000),
@@ -339,6 +346,7 @@ def make_video(args: Namespace, rank: int) -> None:
         seed=args.seed,
         output_type="generator" if rank == 0 else "latent",
         median_filter=not args.no_median_filter,
+        denoise_threshold=args.denoise_threshold,
         device=device,
         save_gpu_memory=args.save_gpu_memory,
     )

@@ -37,6 +37,7 @@ logger = logging.getLogger("evaluate")
 SAMPLING = (
     *("num_inference_steps", "guidance_scale", "guidance", "shared_noise", "context_frames", "context_overlap"),
     *("windows_per_batch", "num_pad_audio_frames", "reference_attention_weight", "audio_attention_weight", "seed"),
+    "denoise_threshold",
 )
 """Flags of inference.py that the pipeline takes under the same name."""
 GENERATION = (*SAMPLING, "image_width", "image_height", "no_median_filter", "scheduler", "test_stage", "dtype")

@@ -19,6 +19,7 @@ from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 from vexpress.audio_features import audio_windows, encode_audio, num_audio_steps
 from vexpress.checkpoints import ModelPaths, load_audio_encoder, load_networks, load_vae
 from vexpress.diffusion import build_scheduler, scale_latents, share_noise, unscale_latents, vae_downsampling
+from vexpress.media.denoise import stream_denoise
 from vexpress.media.keypoints import draw_v_kps
 from vexpress.media.video import stream_median_filter
 from vexpress.models import AudioProjection, Conditions, DenoisingUNet, ReferenceNet, VKpsGuider
@@ -228,6 +229,7 @@ class VExpressPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pil",
         median_filter: bool = True,
+        denoise_threshold: float = 0.0,
         device: torch.device | str | None = None,
         save_gpu_memory: bool = False,
         callback: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
@@ -256,6 +258,8 @@ class VExpressPipeline(DiffusionPipeline):
             latents: initial noise (1 c f h w), in place of that of `seed` and `shared_noise`.
             output_type: one of `OUTPUT_TYPES`.
             median_filter: smooths decoded frames over 3x3x3 pixels, against flicker.
+            denoise_threshold: of 255; pixels that differ by no more from one frame to another are averaged over five
+                frames, which stills what does not move. 0 switches it off.
             device: where to work; None is where the pipeline is.
             save_gpu_memory: parts are on `device`, which must be given, only while they work, and else on the CPU.
             callback: called with step, timestep and latents after each step; may return other latents.
@@ -280,6 +284,7 @@ class VExpressPipeline(DiffusionPipeline):
             output_type,
             guidance,
             shared_noise,
+            denoise_threshold,
         )
         working = partial(_working, device, save_gpu_memory)
 
@@ -335,7 +340,7 @@ class VExpressPipeline(DiffusionPipeline):
             return VExpressPipelineOutput(frames=latents)
 
         # 5. decode
-        frames = self.decode(working, latents, median_filter)
+        frames = self.decode(working, latents, median_filter, denoise_threshold)
         if output_type == "pt":
             return VExpressPipelineOutput(frames=torch.stack(list(frames)))
         if output_type == "np":
@@ -357,12 +362,15 @@ class VExpressPipeline(DiffusionPipeline):
         output_type: str,
         guidance: str,
         shared_noise: float,
+        denoise_threshold: float,
     ) -> list[list[int]]:
         """Raises InputError for what cannot work, and gives the clip's windows."""
         if guidance not in GUIDANCE:
             raise InputError(f"guidance {guidance!r}: allowed are {', '.join(GUIDANCE)}")
         if not 0 <= shared_noise <= 1:
             raise InputError(f"shared_noise {shared_noise}: must be 0 to 1")
+        if not 0 <= denoise_threshold <= 255:
+            raise InputError(f"denoise_threshold {denoise_threshold}: must be 0 to 255")
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"output_type {output_type!r}: allowed are {', '.join(OUTPUT_TYPES)}")
         if waveform.ndim != 1 or not len(waveform) or not waveform.isfinite().all():
@@ -444,7 +452,9 @@ class VExpressPipeline(DiffusionPipeline):
         return self.denoising_unet(noisy, timestep, conditions=conditions, kps_features=kps_features)
 
     @torch.no_grad()
-    def decode(self, working: Working, latents: Tensor, median_filter: bool = True) -> Iterator[Tensor]:
+    def decode(
+        self, working: Working, latents: Tensor, median_filter: bool = True, denoise_threshold: float = 0.0
+    ) -> Iterator[Tensor]:
         """Decodes (1 c f h w) batch by batch, and gives frame after frame: (3 H W) float32 in 0..1 on the host."""
         with working(self.vae), self.progress_bar(total=latents.shape[2]) as bar:
             bar.set_description("decoding frames")
@@ -454,6 +464,11 @@ class VExpressPipeline(DiffusionPipeline):
                     part = unscale_latents(self.vae, part.to(self.vae.device, self.vae.dtype))
                     yield from (self.vae.decode(part).sample.float() / 2 + 0.5).clamp(0, 1)
 
-            for frame in stream_median_filter(decoded(), MEDIAN_KERNEL_SIZE) if median_filter else decoded():
+            frames = decoded()
+            if median_filter:
+                frames = stream_median_filter(frames, MEDIAN_KERNEL_SIZE)
+            if denoise_threshold:
+                frames = stream_denoise(frames, denoise_threshold / 255)
+            for frame in frames:
                 bar.update()
                 yield frame.cpu()

@@ -47,11 +47,12 @@ SAMPLING = {
     "fps": float(FPS),
     "num_inference_steps": 6,
     "guidance": "audio",
-    "guidance_scale": 1.9,
+    "guidance_scale": 4.0,
     "shared_noise": 1.0,
     "reference_attention_weight": 1.0,
     "audio_attention_weight": 1.0,
     "no_median_filter": True,
+    "denoise_threshold": 16.0,
 }
 SPEECH = ("Hello! I am a drawn face, and I say whatever I hear.", "en", "f4", 55, 145)
 DRIVING_SPEECH = ("We turn our heads a little while we talk to one another, and sometimes we nod.", "en", "m7", 45, 160)

@@ -35,7 +35,7 @@ NUM_FRAMES = 48
 LARGEST_LAG = 5
 PATCH = 1  # px around a probe
 PIPELINE_DEFAULTS = ("num_inference_steps", "guidance", "guidance_scale", "shared_noise")
-PIPELINE_DEFAULTS += ("reference_attention_weight", "audio_attention_weight")
+PIPELINE_DEFAULTS += ("reference_attention_weight", "audio_attention_weight", "denoise_threshold")
 
 
 @dataclass(frozen=True)

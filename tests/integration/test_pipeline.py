@@ -9,6 +9,7 @@ from tests import tiny
 from vexpress import audio_features
 from vexpress.audio_features import audio_windows, encode_audio
 from vexpress.diffusion import SCHEDULERS, build_scheduler
+from vexpress.media.denoise import stream_denoise
 from vexpress.runtime import InputError
 
 NUM_FRAMES = 7
@@ -98,6 +99,14 @@ def test_median_filter_is_what_the_flag_says(pipe, inputs):
 
     expected = median_filter(plain.transpose(0, 1), 3).transpose(0, 1)
     torch.testing.assert_close(smooth, expected)
+
+
+@pytest.mark.parametrize("median_filter", [False, True])
+def test_denoising_comes_last(pipe, inputs, median_filter):
+    plain = pipe(**inputs, output_type="pt", median_filter=median_filter).frames
+    denoised = pipe(**inputs, output_type="pt", median_filter=median_filter, denoise_threshold=25.5).frames
+    torch.testing.assert_close(denoised, torch.stack(list(stream_denoise(plain, 0.1))))
+    assert not torch.equal(denoised, plain)
 
 
 def test_callback_can_watch_and_stop(pipe, inputs):
@@ -198,8 +207,9 @@ def test_frames_that_share_all_noise_and_conditions_are_alike(inputs):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("guidance", "kps"), ("shared_noise", 1.5), ("shared_noise", float("nan"))]
+    ("name", "value"),
+    [("guidance", "kps"), ("shared_noise", 1.5), ("shared_noise", float("nan")), ("denoise_threshold", -1)],
 )
-def test_guidance_and_shared_noise_out_of_range(pipe, inputs, name, value):
+def test_sampling_out_of_range(pipe, inputs, name, value):
     with pytest.raises(InputError, match=name):
         pipe(**{**inputs, name: value})
