@@ -111,6 +111,7 @@ VARIANTS = {
     # What stage 2 saw counts in the budget, and nothing of it is left; so it need not be trained.
     "reset": Variant("stage 3 resets stage 2", starts_from={"stage_2": "stage_1", "stage_3": "stage_1"}),
     "no_context": Variant("audio of 1 frame", changed(WITH_AUDIO, "data.num_padding_audio_frames=0")),
+    "motion_loss": Variant("loss on motion, too", changed(WITH_AUDIO, "motion_loss_weight=2.0")),  # not the paper's
 }
 TITLES = {name: variant.title for name, variant in VARIANTS.items()}
 

@@ -49,6 +49,13 @@ def test_aperture_and_width_follow_the_speech(followed):
     assert width > 0.55  # the aim of the next pack is 0.75
 
 
+def test_windows_of_12_frames_give_the_same_figures(followed, pipeline, clips, options):  # noqa: F811
+    made = [generate(pipeline, clip, context_frames=12, **options) for clip in clips[:NUM_CLIPS]]
+    difference = np.abs(follow(made, clips)[0].mean(axis=0) - followed[0].mean(axis=0))
+    assert difference[0] < 0.03
+    assert difference[1] < 0.1
+
+
 def test_it_is_in_time(followed, clips):  # noqa: F811
     lags = [best_lag(mouth[:, 0], clip.mouth[:, 0]) for mouth, clip in zip(followed[1], clips)]
     assert abs(np.median(lags)) <= 1

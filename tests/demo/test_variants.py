@@ -1,4 +1,4 @@
-"""Precision, number of processes and windows do not change what the shipped model makes; and its default run."""
+"""Precision and number of processes do not change what the shipped model makes; and its default run."""
 
 import json
 import os
@@ -13,20 +13,13 @@ from PIL import Image
 
 import inference
 from scripts.demo.measure_pack import follow, generate, load_clips
-from tests.demo.pack import PACK_DIR, clips, load_pipeline, options, pipeline  # noqa: F401
+from tests.demo.pack import PACK_DIR, load_pipeline, options, pipeline  # noqa: F401
 from vexpress.media.keypoints import RETARGET_STRATEGIES, load_kps
 from vexpress.media.video import probe_video, read_frames
 from vexpress.runtime import run_program
 
 ROOT = Path(__file__).parents[2]
 MOST_BYTES = 25 * 10**6
-NUM_CLIPS = 4
-
-
-@pytest.fixture(scope="module")
-def plain(pipeline, clips, options):  # noqa: F811
-    """r of aperture and width per clip, as shipped."""
-    return follow([generate(pipeline, clip, **options) for clip in clips[:NUM_CLIPS]], clips)[0]
 
 
 def test_size():
@@ -40,13 +33,6 @@ def test_half_precision(pipeline, options, dtype):  # noqa: F811
     few = {**options, "num_inference_steps": 4, "guidance_scale": 1.0}
     whole, half = (follow([generate(maker, clip, **few)], [clip])[0] for maker in (pipeline, load_pipeline(dtype)))
     np.testing.assert_allclose(half, whole, atol=0.03)
-
-
-def test_windows(plain, pipeline, clips, options):  # noqa: F811
-    made = [generate(pipeline, clip, context_frames=12, **options) for clip in clips[:NUM_CLIPS]]
-    difference = np.abs(follow(made, clips)[0].mean(axis=0) - plain.mean(axis=0))
-    assert difference[0] < 0.03
-    assert difference[1] < 0.1  # the aim is 0.03; seen were 0.031 over 4 clips, 0.002 and 0.057 over 8
 
 
 # ---- programs --------------------------------------------------------------------------------------------------------

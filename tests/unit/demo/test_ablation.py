@@ -44,6 +44,7 @@ CHANGED = {
     "even_loss": dict.fromkeys(STAGES, {"data.lip_loss_weight"}),
     "reset": {},
     "no_context": dict.fromkeys(STAGES[1:], {"data.num_padding_audio_frames"}),
+    "motion_loss": dict.fromkeys(STAGES[1:], {"motion_loss_weight"}),
 }
 PLACES = {"output_dir", "init.path"}
 
