@@ -137,7 +137,7 @@ def build_parser() -> runtime.ArgumentParser:
         "--denoise_threshold",
         type=float,
         default=0.0,
-        help="of 255: pixels that differ by no more are averaged over 5 frames, which stills the background; 0: off",
+        help="of 255: pixels that differ by less are averaged over 5 frames, which stills the background; 0: off",
     )
     return parser
 

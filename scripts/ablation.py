@@ -266,7 +266,7 @@ def amplitude(aperture: np.ndarray) -> float:
 
 
 def measure_export(folder: Path, clips: list[Clip], config: TrainConfig, settings: Settings) -> dict[str, list[float]]:
-    """Measures a trained model as the demo pack is measured."""
+    """Measures a trained model."""
     paths = ModelPaths.from_model_dir(folder)
     device = runtime.resolve_device()
     pipeline = VExpressPipeline.from_released(paths, device=device).to(device)

@@ -248,7 +248,7 @@ class TrainConfig:
     """Min-SNR weighting; unset weighs all timesteps alike."""
     motion_loss_weight: float = 0.0
     """Weight of the same loss on the differences of neighbouring frames: more regard for what moves, and less flicker;
-    0 as released."""
+    0 as released; single frames have none."""
     enable_zero_snr: bool = True
     """Rescales the noise schedule to zero terminal SNR, as inference does."""
     checkpointing_steps: int = 1000

@@ -124,7 +124,7 @@ def weighted_loss(
             in common, such as a colour, is none there. 0 as released.
 
     Returns:
-        Scalar; the mean is over all elements, so a higher weight raises the loss, as released.
+        Scalar; means are over all elements, so a higher weight raises the loss, as released.
 
     Source: paper section 3.3; the motion part is ours.
     """

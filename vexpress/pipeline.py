@@ -258,8 +258,8 @@ class VExpressPipeline(DiffusionPipeline):
             latents: initial noise (1 c f h w), in place of that of `seed` and `shared_noise`.
             output_type: one of `OUTPUT_TYPES`.
             median_filter: smooths decoded frames over 3x3x3 pixels, against flicker.
-            denoise_threshold: of 255; pixels that differ by no more from one frame to another are averaged over five
-                frames, which stills what does not move. 0 switches it off.
+            denoise_threshold: of 255; pixels that differ by less than this are averaged over five frames, which stills
+                what hardly changes. 0 switches it off.
             device: where to work; None is where the pipeline is.
             save_gpu_memory: parts are on `device`, which must be given, only while they work, and else on the CPU.
             callback: called with step, timestep and latents after each step; may return other latents.

@@ -47,8 +47,9 @@ SAMPLING = {
     "fps": float(FPS),
     "num_inference_steps": 6,
     "guidance": "audio",
-    "guidance_scale": 4.0,
+    "guidance_scale": 3.0,
     "shared_noise": 1.0,
+    "context_frames": 16,  # as many as stage 3 learns from
     "reference_attention_weight": 1.0,
     "audio_attention_weight": 1.0,
     "no_median_filter": True,

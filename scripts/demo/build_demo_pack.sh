@@ -62,7 +62,7 @@ for stage in stage_1 stage_2 stage_3; do
 done
 wait "$vae" "$side"
 part assemble "$python" scripts/demo/assemble_pack.py --work_dir "$work" --pack_dir "$pack"
-part measure "$python" scripts/demo/measure_pack.py --model_dir "$pack" --output_path "$pack/figures.json"
+part measure "$python" scripts/demo/measure_pack.py --model_dir "$pack" --num_clips 8 --output_path "$pack/figures.json"
 part demo "$python" inference.py --model_dir "$pack" --output_path "$work/demo.mp4" --contact_sheet_path docs/demo.png
 part gif "$python" scripts/demo/video_to_gif.py --video_path "$work/demo.mp4" --output_path docs/demo.gif
 for file in "$work"/done/*; do

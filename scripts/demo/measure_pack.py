@@ -34,7 +34,7 @@ logger = logging.getLogger("measure_pack")
 NUM_FRAMES = 48
 LARGEST_LAG = 5
 PATCH = 1  # px around a probe
-PIPELINE_DEFAULTS = ("num_inference_steps", "guidance", "guidance_scale", "shared_noise")
+PIPELINE_DEFAULTS = ("num_inference_steps", "guidance", "guidance_scale", "shared_noise", "context_frames")
 PIPELINE_DEFAULTS += ("reference_attention_weight", "audio_attention_weight", "denoise_threshold")
 
 
@@ -145,19 +145,24 @@ def least_alike(clip: Clip, clips: Sequence[Clip]) -> Clip:
 
 
 def measure(pipeline: VExpressPipeline, analyzer: FaceAnalyzer, clips: list[Clip], **options) -> dict[str, float]:
-    """All figures of the pack, each a mean over the clips."""
+    """All figures of the pack, each a mean over the clips.
+
+    A mouth that is all but still correlates with any other by chance; so the silenced one is compared with those of
+    the other clips, too.
+    """
     started = time.time()
     generated = [generate(pipeline, clip, **options) for clip in clips]
     seconds = time.time() - started
     r, mouths = follow(generated, clips)
     ceiling, _ = follow([clip.frames for clip in clips], clips)
     swapped, silent = [], []
+    own = np.eye(len(clips), dtype=bool)
     for clip in clips:
         other = least_alike(clip, clips)
         mouth = measure_mouth(generate(pipeline, clip, other.waveform, **options), clip.kps)[:, 0]
         swapped.append(correlation(mouth, other.mouth[:, 0]) - correlation(mouth, clip.mouth[:, 0]))
         mouth = measure_mouth(generate(pipeline, clip, torch.zeros_like(clip.waveform), **options), clip.kps)[:, 0]
-        silent.append(correlation(mouth, clip.mouth[:, 0]))
+        silent.append([correlation(mouth, each.mouth[:, 0]) for each in clips])
     errors = np.concatenate([kps_errors(analyzer, frames, clip.kps) for frames, clip in zip(generated, clips)])
     skin, hair, background = np.mean([colour_error(frames, clip) for frames, clip in zip(generated, clips)], axis=0)
     return {
@@ -167,7 +172,8 @@ def measure(pipeline: VExpressPipeline, analyzer: FaceAnalyzer, clips: list[Clip
         "width_r": r[:, 1].mean(),
         "width_r_true_frames": ceiling[:, 1].mean(),
         "swapped_difference": np.mean(swapped),
-        "silenced_abs_r": np.mean(np.abs(silent)),
+        "silenced_abs_r": np.abs(silent)[own].mean(),
+        "silenced_abs_r_by_chance": np.abs(silent)[~own].mean(),
         "lag_frames": np.median([best_lag(m[:, 0], clip.mouth[:, 0]) for m, clip in zip(mouths, clips)]),
         "kps_error_percent": np.nanmean(errors),
         "frames_without_face_percent": 100 * np.isnan(errors).mean(),

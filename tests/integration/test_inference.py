@@ -177,6 +177,16 @@ def test_relative_names_with_a_leading_dash(files, tmp_path, monkeypatch):
     check_video(tmp_path / "-out.mp4", 10, 20)
 
 
+def test_smoothing_flags_reach_the_video(files):
+    def flicker(*switches) -> float:
+        assert run(files, *switches) == 0
+        return np.abs(np.diff(read_back(files["--output_path"])["frames"].astype(float), axis=0)).mean()
+
+    plain = flicker("--no_median_filter")
+    assert flicker() < 0.8 * plain
+    assert flicker("--no_median_filter", "--denoise_threshold", "255") < 0.8 * plain
+
+
 def test_same_seed_same_file(files, tmp_path):
     videos = []
     for name, switches in (("a.mp4", ()), ("b.mp4", ("--save_gpu_memory",))):
@@ -328,6 +338,7 @@ def test_unusable_keypoints(files, tmp_path, capsys):
         ("--context_frames", 0),
         ("--context_overlap", 6),
         ("--guidance_scale", -1),
+        ("--denoise_threshold", 256),
         ("--seed", -1),
         ("--seed", "one"),
         ("--retarget_strategy", "best"),

@@ -127,6 +127,19 @@ def test_an_update_changes_what_the_stage_trains_and_nothing_else(config_path, t
             assert not any("resnets" in name for name in changed)
 
 
+def test_the_loss_is_weighed_as_configured(config_path):
+    losses = {}
+    for name, override in (
+        ("plain", "seed=42"),
+        ("mouth", "data.lip_loss_weight=1"),
+        ("motion", "motion_loss_weight=2"),
+    ):
+        trainer = run(config_path, override, "solver.max_train_steps=1", f"output_dir={config_path.parent / name}")
+        losses[name] = json.loads((config_path.parent / name / "log.jsonl").read_text().splitlines()[0])["loss"]
+        assert trainer.step == 1
+    assert losses["mouth"] < losses["plain"] < losses["motion"]
+
+
 def test_accumulated_gradients_are_those_of_the_large_batch(config_path, tmp_path):
     large = run(config_path, f"output_dir={tmp_path / 'large'}", *LIKE_SGD)
     small = run(

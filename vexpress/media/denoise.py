@@ -9,28 +9,28 @@ RADIUS = 2  # frames before and after
 
 
 def stream_denoise(frames: Iterable[torch.Tensor], threshold: float) -> Iterator[torch.Tensor]:
-    """Averages each pixel over those of five frames around it where no channel differs by more than `threshold`.
+    """Averages each pixel over the five frames around it, each the less the more its colour differs there.
 
-    Lazily, and two frames behind. The frame itself always counts, so that a pixel that moves stays as it is. At the
-    clip's ends fewer frames are averaged.
+    Lazily, and two frames behind. A frame's weight falls from 1 where it is the same to 0 where a channel differs by
+    `threshold`, so that a pixel that moves stays as it is. At the clip's ends fewer frames are averaged.
 
     Args:
         frames: (c h w) float.
-        threshold: in the frames' units.
+        threshold: more than 0, in the frames' units.
 
-    Source: adaptive temporal averaging, as FFmpeg's atadenoise does it.
+    Source: a bilateral filter (Tomasi and Manduchi 1998) over time alone.
     """
     window: collections.deque[torch.Tensor] = collections.deque(maxlen=2 * RADIUS + 1)
     num_frames = 0
 
     def denoised(index: int) -> torch.Tensor:
         frame = window[index - num_frames]
-        total, count = torch.zeros_like(frame), torch.zeros_like(frame[:1])
+        total, weights = torch.zeros_like(frame), torch.zeros_like(frame[:1])
         for other in list(window)[max(0, index - RADIUS) - num_frames :]:
-            alike = (other - frame).abs().amax(dim=0, keepdim=True) <= threshold
-            total += alike * other
-            count += alike
-        return total / count
+            weight = (1 - (other - frame).abs().amax(dim=0, keepdim=True) / threshold).clamp(min=0)
+            total += weight * other
+            weights += weight
+        return total / weights
 
     for frame in frames:
         window.append(frame)

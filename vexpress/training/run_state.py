@@ -28,6 +28,11 @@ EFFECTIVE_ON_RESUME = (
     "log_steps",
     "keep_",
     "checkpointing_",
+    "snr_gamma",
+    "motion_loss_",
+    "shared_noise",
+    "noise_offset",
+    "uncond_ratio",
 )
 
 

@@ -29,8 +29,8 @@ def test_it_averages_what_is_alike_and_is_two_frames_behind(num_frames):
     pixels = video.numpy()
     for f, y, x in np.ndindex(num_frames, 5, 4):
         around = pixels[max(0, f - RADIUS) : f + RADIUS + 1, :, y, x]
-        alike = np.abs(around - pixels[f, :, y, x]).max(axis=1) <= threshold
-        np.testing.assert_allclose(out[f][:, y, x], around[alike].mean(axis=0), atol=1e-6)
+        weights = np.maximum(1 - np.abs(around - pixels[f, :, y, x]).max(axis=1) / threshold, 0)
+        np.testing.assert_allclose(out[f][:, y, x], np.average(around, axis=0, weights=weights), atol=1e-6)
 
 
 def test_still_pixels_get_quiet_and_moving_ones_keep_their_values():
