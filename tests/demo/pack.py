@@ -9,7 +9,7 @@ from scripts.demo.measure_pack import Clip, load_clips, load_options
 from vexpress.pipeline import VExpressPipeline
 
 PACK_DIR = Path(__file__).parents[2] / "vexpress" / "demo_pack"
-NUM_FRAMES = 36
+NUM_FRAMES = 48
 
 
 def load_pipeline(dtype: torch.dtype = torch.float32) -> VExpressPipeline:
