@@ -27,8 +27,9 @@ from vexpress.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 SAMPLES_DIR = tiny.SHARED_DIR / "samples"
-LIKE_SGD = ("solver.adam_epsilon=1", "solver.learning_rate=1")
-"""Updates in proportion to gradients; Adam's own first steps follow their sign, however small they are."""
+LIKE_SGD = ("solver.adam_epsilon=1", "solver.learning_rate=0.05")
+"""Updates in proportion to gradients; Adam's own first steps follow their sign, however small they are. Not large ones:
+after these the loss is so steep that a second step differs by more than rounding."""
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(config_path, tmp_pat
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("large", "small")]
     for one, other in zip(*logs, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(config_path, tmp_path):
