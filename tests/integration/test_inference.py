@@ -211,7 +211,7 @@ def test_two_processes_make_the_same_video(files, tmp_path, seconds):
     assert done.returncode == 0, done.stderr
     one, two = (read_back(path)["frames"].astype(int) for path in (files["--output_path"], tmp_path / "two.mp4"))
     assert one.shape == two.shape
-    assert np.abs(one - two).mean() < 0.5  # on some CPUs processes round differently, and H.264 makes levels of it
+    assert np.abs(one - two).mean() < 0.5  # on one machine a few levels, cause not found; other windows give tens
 
 
 def test_interrupting_leaves_nothing(files, tmp_path, tmp_path_factory):
