@@ -49,6 +49,12 @@ MODEL_DEFAULTS = (
     *("num_pad_audio_frames", "no_median_filter", "denoise_threshold"),
 )
 """Flags whose defaults a model folder may set."""
+SAMPLING = (
+    *("num_inference_steps", "guidance_scale", "guidance", "shared_noise", "context_frames", "context_overlap"),
+    *("windows_per_batch", "num_pad_audio_frames", "reference_attention_weight", "audio_attention_weight", "seed"),
+    "denoise_threshold",
+)
+"""Flags that the pipeline takes under the same name."""
 SIZE_MULTIPLE = 8
 MIN_SIZE_PX = 64
 MAX_SIZE_PX = 2048
@@ -215,6 +221,11 @@ def check_numbers(args: Namespace) -> None:
         raise InputError(f"--retarget_strategy {args.retarget_strategy} needs --kps_path; without one use fix_face")
 
 
+def sampling_options(args: Namespace) -> dict[str, float | str | bool]:
+    """What the flags say of sampling and smoothing, as arguments of the pipeline."""
+    return {name: getattr(args, name) for name in SAMPLING} | {"median_filter": not args.no_median_filter}
+
+
 def join_processes(args: Namespace) -> int:
     """Joins torchrun's processes if asked to; returns this one's rank."""
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -333,20 +344,8 @@ def make_video(args: Namespace, rank: int) -> None:
         portrait,
         audio.resampled_mono(expected_rate),
         kps,
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
-        guidance=args.guidance,
-        shared_noise=args.shared_noise,
-        context_frames=args.context_frames,
-        context_overlap=args.context_overlap,
-        windows_per_batch=args.windows_per_batch,
-        num_pad_audio_frames=args.num_pad_audio_frames,
-        reference_attention_weight=args.reference_attention_weight,
-        audio_attention_weight=args.audio_attention_weight,
-        seed=args.seed,
+        **sampling_options(args),
         output_type="generator" if rank == 0 else "latent",
-        median_filter=not args.no_median_filter,
-        denoise_threshold=args.denoise_threshold,
         device=device,
         save_gpu_memory=args.save_gpu_memory,
     )

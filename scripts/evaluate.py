@@ -34,13 +34,15 @@ from vexpress.runtime import InputError
 
 logger = logging.getLogger("evaluate")
 
-SAMPLING = (
-    *("num_inference_steps", "guidance_scale", "guidance", "shared_noise", "context_frames", "context_overlap"),
-    *("windows_per_batch", "num_pad_audio_frames", "reference_attention_weight", "audio_attention_weight", "seed"),
-    "denoise_threshold",
+GENERATION = (
+    *inference.SAMPLING,
+    "image_width",
+    "image_height",
+    "no_median_filter",
+    "scheduler",
+    "test_stage",
+    "dtype",
 )
-"""Flags of inference.py that the pipeline takes under the same name."""
-GENERATION = (*SAMPLING, "image_width", "image_height", "no_median_filter", "scheduler", "test_stage", "dtype")
 """Flags of inference.py that say how videos are generated."""
 
 
@@ -119,7 +121,7 @@ def generate(
         ["--model_dir", str(args.model_dir), "--reference_image_path", "-", "--audio_path", "-", *rest]
     )
     inference.check_numbers(flags)
-    sampling = {name: getattr(flags, name) for name in SAMPLING} | {"median_filter": not flags.no_median_filter}
+    sampling = inference.sampling_options(flags)
     size = (flags.image_width, flags.image_height)
     generation = Generation(str(args.model_dir), *size, args.max_seconds, args.reference_frame, sampling)
     args.generated_dir.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ Each clip is generated from one of its own later frames, its own keypoints and s
 colour-based meter of vexpress/evaluation/mouth.py, which uses no network. `true frames` is that meter's own ceiling.
 """
 
+import inspect
 import json
 import logging
 import sys
@@ -34,8 +35,6 @@ logger = logging.getLogger("measure_pack")
 NUM_FRAMES = 48
 LARGEST_LAG = 5
 PATCH = 1  # px around a probe
-PIPELINE_DEFAULTS = ("num_inference_steps", "guidance", "guidance_scale", "shared_noise", "context_frames")
-PIPELINE_DEFAULTS += ("reference_attention_weight", "audio_attention_weight", "denoise_threshold")
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,8 @@ def measure(pipeline: VExpressPipeline, analyzer: FaceAnalyzer, clips: list[Clip
 def load_options(model_dir: Path) -> dict:
     """The pack's sampling defaults, as arguments of the pipeline."""
     defaults = read_config(model_dir / INFERENCE_DEFAULTS)
-    return {name: defaults[name] for name in PIPELINE_DEFAULTS}
+    accepted = inspect.signature(VExpressPipeline.__call__).parameters
+    return {name: value for name, value in defaults.items() if name in accepted}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,9 +1,10 @@
 """Stills what hardly changes from frame to frame, so that a picture does not flicker, and leaves what moves."""
 
-import collections
 from collections.abc import Iterable, Iterator
 
 import torch
+
+from vexpress.media.video import stream_neighbours
 
 RADIUS = 2  # frames before and after
 
@@ -20,22 +21,11 @@ def stream_denoise(frames: Iterable[torch.Tensor], threshold: float) -> Iterator
 
     Source: a bilateral filter (Tomasi and Manduchi 1998) over time alone.
     """
-    window: collections.deque[torch.Tensor] = collections.deque(maxlen=2 * RADIUS + 1)
-    num_frames = 0
-
-    def denoised(index: int) -> torch.Tensor:
-        frame = window[index - num_frames]
+    for around, middle in stream_neighbours(frames, RADIUS):
+        frame = around[middle]
         total, weights = torch.zeros_like(frame), torch.zeros_like(frame[:1])
-        for other in list(window)[max(0, index - RADIUS) - num_frames :]:
+        for other in around:
             weight = (1 - (other - frame).abs().amax(dim=0, keepdim=True) / threshold).clamp(min=0)
             total += weight * other
             weights += weight
-        return total / weights
-
-    for frame in frames:
-        window.append(frame)
-        num_frames += 1
-        if num_frames > RADIUS:
-            yield denoised(num_frames - 1 - RADIUS)
-    for index in range(max(0, num_frames - RADIUS), num_frames):
-        yield denoised(index)
+        yield total / weights

@@ -286,21 +286,35 @@ def stream_median_filter(frames: Iterable[torch.Tensor], kernel_size: int) -> It
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"kernel_size {kernel_size}: must be a positive odd number")
     radius = kernel_size // 2
-    window: collections.deque[torch.Tensor] = collections.deque(maxlen=kernel_size)
+
+    def padded(frame: torch.Tensor) -> torch.Tensor:
+        rows, columns = ([_mirrored(i, size) for i in range(-radius, size + radius)] for size in frame.shape[1:])
+        return frame[:, rows][:, :, columns]
+
+    for around, middle in stream_neighbours(map(padded, frames), radius):
+        neighbours = [around[_mirrored(i, len(around))] for i in range(middle - radius, middle + radius + 1)]
+        yield _median_of_neighbourhoods(neighbours, radius)
+
+
+def stream_neighbours(frames: Iterable[torch.Tensor], radius: int) -> Iterator[tuple[list[torch.Tensor], int]]:
+    """Gives, for each frame, those around it and its own index among them, while holding 2 * radius + 1 of them.
+
+    Lazily, and `radius` frames behind. At the clip's ends there are fewer frames on one side.
+    """
+    window: collections.deque[torch.Tensor] = collections.deque(maxlen=2 * radius + 1)
     num_frames = 0
 
-    def filtered(index: int) -> torch.Tensor:
-        neighbours = [_mirrored(i, num_frames) for i in range(index - radius, index + radius + 1)]
-        return _median_of_neighbourhoods([window[i - num_frames] for i in neighbours], radius)
+    def neighbours(index: int) -> tuple[list[torch.Tensor], int]:
+        first = max(0, index - radius)
+        return list(window)[first - num_frames :], index - first
 
     for frame in frames:
-        rows, columns = ([_mirrored(i, size) for i in range(-radius, size + radius)] for size in frame.shape[1:])
-        window.append(frame[:, rows][:, :, columns])
+        window.append(frame)
         num_frames += 1
         if num_frames > radius:
-            yield filtered(num_frames - 1 - radius)
+            yield neighbours(num_frames - 1 - radius)
     for index in range(max(0, num_frames - radius), num_frames):
-        yield filtered(index)
+        yield neighbours(index)
 
 
 def _mirrored(index: int, size: int) -> int:
