@@ -154,9 +154,9 @@ def test_accumulated_gradients_are_those_of_the_large_batch(config_path, tmp_pat
     first, second = exported(tmp_path / "large"), exported(tmp_path / "small")
     assert largest_difference(first, second) < 1e-5
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("large", "small")]
-    for one, other in zip(*logs, strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-2)
+    for one, other, tolerance in zip(*logs, (1e-5, 1e-2), strict=True):  # the second steep: it magnifies rounding
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=tolerance)
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(config_path, tmp_path):

@@ -31,6 +31,9 @@ AAC_BITS_PER_SAMPLE = 6
 EXACT_CONVERSION = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
+# With AVX-512, unless the width is a multiple of 128 or so, x264 reads memory that nobody has written: the same frames
+# make another file each time. With AVX2 they make the same one.
+REPRODUCIBLE = {"x264-params": "asm=AVX2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +215,8 @@ def _encode(
         audio = _encodable(audio)
         options["movie_timescale"] = str(audio.sampling_rate_hz)  # else the length is rounded to a millisecond
     with av.open(f"file:{path}", "w", format="mp4", container_options=options) as container:
-        video_stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "g": str(keyframe_interval)})
+        quality = {"crf": str(crf), "g": str(keyframe_interval)}
+        video_stream = container.add_stream("libx264", rate=fps, options=quality | REPRODUCIBLE)
         video_stream.height, video_stream.width, _ = shape
         video_stream.pix_fmt = "yuv420p"
         tags = video_stream.codec_context

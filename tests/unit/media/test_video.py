@@ -4,6 +4,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from vexpress.media.video import (
 )
 from vexpress.runtime import InputError
 
-DATA = Path(__file__).parents[2] / "data"
-SAMPLES = Path(__file__).parents[4] / "shared" / "samples"
+ROOT = Path(__file__).parents[3]
+DATA = ROOT / "tests" / "data"
+SAMPLES = ROOT.parent / "shared" / "samples"
 ODD_NAMES = ("-weird 'na\"me [1] %d ünï.mp4", "a:b.mp4", "%03d.mp4", "no_suffix", "other.avi")
 # Matrices of the track header for pictures that are to be turned clockwise by so many degrees.
 MATRICES = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
@@ -79,6 +81,20 @@ def test_the_rotation_of_phones_is_applied(tmp_path, degrees):
         assert np.abs(frame.astype(int) - upright).mean() < 5
     info = probe_video(path)
     assert (info.height, info.width) == upright.shape[:2]
+
+
+@pytest.mark.parametrize("size", [64, 96, 160])
+def test_the_same_frames_make_the_same_file_whatever_memory_held_before(tmp_path, size):
+    program = """
+import sys
+from tests.clips import make_frame
+from vexpress.media.video import write_video
+write_video(sys.argv[1], [make_frame(index, int(sys.argv[2])) for index in range(12)], 25)
+"""
+    for name, byte in (("a.mp4", "17"), ("b.mp4", "200")):  # what malloc fills memory with
+        command = [sys.executable, "-c", program, str(tmp_path / name), str(size)]
+        subprocess.run(command, env={**os.environ, "MALLOC_PERTURB_": byte}, check=True, cwd=ROOT)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
 def test_times_count_from_the_start_of_the_file(tmp_path):
