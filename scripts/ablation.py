@@ -272,7 +272,11 @@ def measure_export(folder: Path, clips: list[Clip], config: TrainConfig, setting
     pipeline = VExpressPipeline.from_released(paths, device=device).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return measure_model(
-        pipeline, clips, **sampling(settings), num_pad_audio_frames=config.data.num_padding_audio_frames
+        pipeline,
+        clips,
+        **sampling(settings),
+        num_pad_audio_frames=config.data.num_padding_audio_frames,
+        median_filter=False,
     )
 
 

@@ -30,6 +30,8 @@ part data "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/data"
 part heldout "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/heldout" --split heldout --num_clips 32
 part heldout_pack "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/heldout_pack" \
     --split heldout --num_clips 10 --seconds 2 --seed 1 --size 96
+part heldout_choice "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/heldout_choice" \
+    --split heldout --num_clips 16 --seconds 2 --seed 2 --size 96 # to choose the sampling by
 
 audio_and_faces() {
     part audio_encoder "$python" scripts/demo/train_audio_encoder.py \

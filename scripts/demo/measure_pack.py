@@ -1,12 +1,13 @@
 """Measures the demo pack on its held-out clips: does the mouth follow the speech, is the picture the person's?
 
     python scripts/demo/measure_pack.py --model_dir vexpress/demo_pack
+    python scripts/demo/measure_pack.py --clips_dir runs/demo/heldout_choice --guidance_scale 4 --context_frames 24
 
+The second tries another sampling, by flags of inference.py, on clips other than those that the figures are told of.
 Each clip is generated from one of its own later frames, its own keypoints and some speech; mouths are measured by the
 colour-based meter of vexpress/evaluation/mouth.py, which uses no network. `true frames` is that meter's own ceiling.
 """
 
-import inspect
 import json
 import logging
 import sys
@@ -21,14 +22,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+import inference
 from vexpress import runtime
-from vexpress.checkpoints import INFERENCE_DEFAULTS, LAYOUT, read_config
+from vexpress.checkpoints import LAYOUT
 from vexpress.data.formats import load_face_info
 from vexpress.evaluation.mouth import measure_mouth
 from vexpress.media.audio import load_audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.video import read_frames
 from vexpress.pipeline import VExpressPipeline
+from vexpress.runtime import InputError
 
 logger = logging.getLogger("measure_pack")
 
@@ -82,7 +85,6 @@ def generate(pipeline: VExpressPipeline, clip: Clip, waveform: torch.Tensor | No
         clip.waveform if waveform is None else waveform,
         torch.from_numpy(clip.kps[:, :3]),
         output_type="generator",
-        median_filter=False,
         **options,
     ).frames
     return np.stack(list(frames))
@@ -184,26 +186,37 @@ def measure(pipeline: VExpressPipeline, analyzer: FaceAnalyzer, clips: list[Clip
     }
 
 
-def load_options(model_dir: Path) -> dict:
-    """The pack's sampling defaults, as arguments of the pipeline."""
-    defaults = read_config(model_dir / INFERENCE_DEFAULTS)
-    accepted = inspect.signature(VExpressPipeline.__call__).parameters
-    return {name: value for name, value in defaults.items() if name in accepted}
+def load_options(model_dir: Path, flags: Sequence[str] = ()) -> dict:
+    """The pack's sampling, or what flags of inference.py make of it, as arguments of the pipeline.
+
+    Raises:
+        InputError: a flag that says nothing of sampling, or a value out of range.
+    """
+    allowed = (*inference.SAMPLING, "no_median_filter")
+    for flag in flags:
+        if flag.startswith("--") and flag[2:].partition("=")[0] not in allowed:
+            raise InputError(f"{flag}: allowed are --{', --'.join(allowed)}, and those of --help")
+    inputs = ("--model_dir", str(model_dir), "--reference_image_path", "-", "--audio_path", "-")
+    args = inference.parse_arguments([*inputs, *flags])
+    inference.check_numbers(args)
+    return inference.sampling_options(args)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Prints and writes the figures."""
     parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_dir", type=Path, default=Path("vexpress/demo_pack"))
+    parser.add_argument("--clips_dir", type=Path, help="drawn dataset; unset: MODEL_DIR/heldout")
     parser.add_argument("--output_path", type=Path, help="JSON to write")
     parser.add_argument("--num_clips", type=int, default=10)
-    args = parser.parse_args(arguments)
+    args, sampling_flags = parser.parse_known_args(arguments)
     runtime.set_up_logging(logging.WARNING)
+    options = load_options(args.model_dir, sampling_flags)
     pipeline = VExpressPipeline.from_pretrained(args.model_dir)
     pipeline.set_progress_bar_config(disable=True)
     analyzer = FaceAnalyzer(args.model_dir / LAYOUT["insightface_model_path"], torch.device("cpu"))
-    clips = load_clips(args.model_dir / "heldout")[: args.num_clips]
-    figures = measure(pipeline, analyzer, clips, **load_options(args.model_dir))
+    clips = load_clips(args.clips_dir or args.model_dir / "heldout")[: args.num_clips]
+    figures = measure(pipeline, analyzer, clips, **options)
     figures = {name: round(float(value), 3) for name, value in figures.items()}
     if args.output_path:
         with runtime.replacing(args.output_path) as temporary:
