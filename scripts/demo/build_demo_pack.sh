@@ -27,6 +27,8 @@ part() { # part NAME COMMAND...: runs a part once
 }
 
 part data "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/data" --split train --num_clips 300
+part silence "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/silence" --split train --silent \
+    --num_clips 24 --seed 3
 part heldout "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/heldout" --split heldout --num_clips 32
 part heldout_pack "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/heldout_pack" \
     --split heldout --num_clips 10 --seconds 2 --seed 1 --size 96
@@ -36,7 +38,7 @@ part heldout_choice "$python" scripts/demo/make_drawn_dataset.py --output_dir "$
 audio_and_faces() {
     part audio_encoder "$python" scripts/demo/train_audio_encoder.py \
         --data_dir "$work/data" --heldout_dir "$work/heldout" --output_dir "$work/audio_encoder" || return 1
-    for split in data heldout heldout_pack; do
+    for split in data silence heldout heldout_pack; do
         part "audio_embeds_$split" "$python" scripts/prepare_dataset/extract_audio_embeddings.py \
             --meta_path "$work/$split/metadata.json" --audio_encoder_path "$work/audio_encoder" || return 1
     done
@@ -57,8 +59,10 @@ until [ -e "$work/vae/joint/config.json" ] && [ -e "$work/done/audio_embeds_held
     sleep 5
 done
 mkdir -p "$work/base_model"
-part latents "$python" scripts/prepare_dataset/cache_latents.py --meta_path "$work/data/metadata.json" \
-    --cache_dir "$work/latents" --vae_path "$work/vae/joint" --width 96 --height 96
+for split in data silence; do
+    part "latents_$split" "$python" scripts/prepare_dataset/cache_latents.py --meta_path "$work/$split/metadata.json" \
+        --cache_dir "$work/latents" --vae_path "$work/vae/joint" --width 96 --height 96
+done
 for stage in stage_1 stage_2 stage_3; do
     part "$stage" ./train_stage.sh "training_configs/demo/$stage.yaml"
 done

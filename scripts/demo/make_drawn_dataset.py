@@ -6,7 +6,8 @@
 The result is a dataset as scripts/prepare_dataset writes it, without audio embeds (extract_audio_embeddings.py adds
 those), with exact face info, and with `labels/*.npz`: `mouth` (f 2), aperture and width, and `probes` (f 3 2) px, where
 nothing but skin, hair and background is. People, sentences, voices and, but for English, languages of the split
-`heldout` are never those of `train`.
+`heldout` are never those of `train`. With --silent nobody speaks and mouths stay closed; without such clips a model
+knows silence from short pauses alone.
 """
 
 import functools
@@ -81,12 +82,22 @@ def draw_speech(rng: np.random.Generator, split: str, num_samples: int) -> tuple
     return (waveform + noise).astype(np.float32), {"language": language, "voice": voice, "sex": sex}
 
 
-def write_drawn_clip(index: int, folder: Path, split: str, seed: int, num_frames: int, fps: int, size_px: int) -> dict:
+def draw_silence(rng: np.random.Generator, num_samples: int) -> tuple[np.ndarray, dict[str, str]]:
+    """Draws what a microphone records when nobody speaks: faint noise or, every other time, nothing."""
+    noise = rng.normal(0, rng.choice([0, rng.uniform(1e-5, 1e-3)]), num_samples)
+    return noise.astype(np.float32), dict.fromkeys(("language", "voice", "sex"), "none")
+
+
+def write_drawn_clip(
+    index: int, folder: Path, split: str, seed: int, num_frames: int, fps: int, size_px: int, silent: bool = False
+) -> dict:
     """Writes one clip with its labels and returns its row of the metadata."""
     torch.set_num_threads(1)
     rng = np.random.default_rng((seed, sorted(SPLITS).index(split), index))
-    waveform, facts = draw_speech(rng, split, round(num_frames / fps * SAMPLING_RATE_HZ))
-    mouth = mouth_from_speech(waveform, SAMPLING_RATE_HZ, num_frames, fps)
+    num_samples = round(num_frames / fps * SAMPLING_RATE_HZ)
+    waveform, facts = draw_silence(rng, num_samples) if silent else draw_speech(rng, split, num_samples)
+    # What is loud is relative to the clip, so that noise alone would open the mouth.
+    mouth = mouth_from_speech(np.zeros_like(waveform) if silent else waveform, SAMPLING_RATE_HZ, num_frames, fps)
     person, motion = draw_person(rng), draw_motion(rng, num_frames, fps)
     frames = [draw_frame(person, motion.row(i), mouth[i], size_px) for i in range(num_frames)]
     name = f"{split}_{index:04d}"
@@ -109,6 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a clip")
     parser.add_argument("--fps", type=int, default=30)
     parser.add_argument("--size", type=int, default=128, help="width and height in px")
+    parser.add_argument("--silent", action="store_true", help="nobody speaks, and mouths stay closed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_processes", type=int, default=2)
     args = parser.parse_args(arguments)
@@ -122,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         (folder / part).mkdir(parents=True, exist_ok=True)
     write = functools.partial(
         write_drawn_clip, folder=folder, split=args.split, seed=args.seed,
-        num_frames=round(args.seconds * args.fps), fps=args.fps, size_px=args.size,
+        num_frames=round(args.seconds * args.fps), fps=args.fps, size_px=args.size, silent=args.silent,
     )  # fmt: skip
     with multiprocessing.get_context("spawn").Pool(args.num_processes) as pool:
         rows = list(tqdm(pool.imap(write, range(args.num_clips)), "clips", args.num_clips))
