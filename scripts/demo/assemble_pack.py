@@ -30,7 +30,8 @@ from vexpress.checkpoints import (
     save_frozen_parts,
     save_networks,
 )
-from vexpress.data.drawn_faces import draw_frame, draw_motion, draw_person, mouth_from_speech
+from vexpress.data.drawn_faces import draw_frame
+from vexpress.data.drawn_people import draw_motion, draw_person, mouth_from_speech
 from vexpress.media.audio import Audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.keypoints import KpsSequence, save_kps

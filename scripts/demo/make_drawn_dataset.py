@@ -26,7 +26,8 @@ import torch
 from tqdm import tqdm
 
 from vexpress import runtime
-from vexpress.data.drawn_faces import draw_frame, draw_motion, draw_person, face_info, mouth_from_speech
+from vexpress.data.drawn_faces import draw_frame, face_info
+from vexpress.data.drawn_people import draw_motion, draw_person, mouth_from_speech
 from vexpress.data.formats import save_face_info
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.video import write_video

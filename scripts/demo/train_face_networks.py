@@ -6,13 +6,11 @@ Half of the people have natural colours and half any. The same command goes on w
 Writes models/buffalo_l/*.onnx, the detector's after every save, and report.json.
 """
 
-import dataclasses
 import functools
 import json
 import logging
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,28 +24,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.demo.face_networks import FINE_PX, LEVELS, NETWORKS, SHRINK, Detector, export_network
-from vexpress import runtime
-from vexpress.data.drawn_faces import (
-    INNER_LIPS,
-    OUTER_LIPS,
-    DrawnFrame,
-    Motion,
-    Person,
-    draw_frame,
-    draw_motion,
-    draw_person,
+from scripts.demo.face_pictures import (
+    CANVAS_PX,
+    FRAMES_PER_PERSON,
+    TRAIN_SEED,
+    Pool,
+    degrade,
+    draw_clutter,
+    draw_pool,
+    recoloured,
 )
-from vexpress.media.faces import Face, FaceAnalyzer
-from vexpress.media.video import read_frames, write_video
+from scripts.demo.measure_face_networks import measure
+from vexpress import runtime
+from vexpress.data.drawn_faces import INNER_LIPS, OUTER_LIPS, DrawnFrame
 from vexpress.runtime import InputError
 
 logger = logging.getLogger("train_face_networks")
 
-TRAIN_SEED, CLUTTER_SEED, HELDOUT_SEED, HELDOUT_CLUTTER_SEED = 0, 2**30, 2**31, 2**31 + 2**30
-FRAMES_PER_PERSON = 4
-POOL_SIZES_PX = (96, 128, 128, 192)
-NUM_CLUTTER = 400
-CANVAS_PX = 256  # the detector's pictures are composed at this size, and then halved
 PICTURE_PX = 128
 SMALL_LEVEL_PX, LARGE_LEVEL_PX = 165, 125  # in insightface's picture: widest face of the first, narrowest of the second
 SAVE_SECONDS = 60
@@ -56,112 +49,12 @@ TEMPERATURE = 0.1
 LIP_WEIGHT = 2.0
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Pool:
-    """What the batches are made of: people with FRAMES_PER_PERSON frames each, and what is around them."""
-
-    people: list[list[DrawnFrame]]
-    clutter: list[np.ndarray]
-
-
-def draw_moment(rng: np.random.Generator, amount: float = 1.3) -> tuple[Motion, np.ndarray]:
-    """A random pose of the head and state of the mouth, closed lids included."""
-    motion = dataclasses.replace(draw_motion(rng, 1, 30, amount), lids=rng.choice([1.0, 1.0, rng.random()], 1))
-    aperture = 0.0 if rng.random() < 0.15 else rng.random() ** 1.3
-    return motion.row(0), np.array([aperture, rng.random()])
-
-
-def redress(rng: np.random.Generator, person: Person, natural: bool) -> Person:
-    """The same face in other light and, half of the time, before another background or in other clothes."""
-    other = draw_person(rng, natural)
-    person = dataclasses.replace(person, light=other.light)
-    if rng.random() < 0.5:
-        person = dataclasses.replace(person, background=other.background)
-    return dataclasses.replace(person, clothes=other.clothes) if rng.random() < 0.5 else person
-
-
-def draw_pool(num_people: int) -> Pool:
-    """Draws people, natural ones first in each pair, and clutter."""
-    people = []
-    for index in range(num_people):
-        rng = np.random.default_rng((TRAIN_SEED, index))
-        natural = index % 2 == 0
-        person = draw_person(rng, natural)
-        people.append([
-            draw_frame(redress(rng, person, natural), *draw_moment(rng), int(rng.choice(POOL_SIZES_PX)))
-            for _ in range(FRAMES_PER_PERSON)
-        ])  # fmt: skip
-        if (index + 1) % 500 == 0:
-            logger.info("drew %d of %d people", index + 1, num_people)
-    rng = np.random.default_rng(CLUTTER_SEED)
-    return Pool(people, [draw_clutter(rng, CANVAS_PX) for _ in range(NUM_CLUTTER)])
-
-
-def draw_clutter(rng: np.random.Generator, size_px: int) -> np.ndarray:
-    """A picture (size_px size_px 3) uint8 without a face: plain, a gradient, stripes, noise, grain or shapes."""
-    colours = rng.uniform(0, 255, (3, 3))
-    y, x = np.mgrid[:size_px, :size_px] / size_px
-    direction = rng.normal(size=2)
-    along = (x * direction[0] + y * direction[1]) / np.abs(direction).sum()
-    kind = rng.choice(["plain", "gradient", "stripes", "noise", "grain", "shapes", "shapes", "shapes"])
-    if kind == "plain":
-        along = np.zeros_like(along)
-    elif kind == "stripes":
-        along = np.sign(np.sin(2 * np.pi * rng.uniform(2, 30) * along))
-    elif kind == "noise":
-        cells = int(rng.choice([4, 8, 16, 64, 256]))
-        along = cv2.resize(rng.normal(size=(cells, cells)), (size_px, size_px), interpolation=int(rng.integers(3)))
-    pixels = np.clip(colours[0] + along[..., None] * (colours[1] - colours[0]), 0, 255).astype(np.uint8)
-    if kind == "grain":
-        pixels = rng.integers(0, 256, pixels.shape, np.uint8)
-    for _ in range(int(rng.integers(2, 16)) if kind == "shapes" else 0):
-        colour = rng.uniform(0, 255, 3).tolist()
-        middle, reach = rng.integers(0, size_px, 2), rng.uniform(0.02, 0.4) * size_px
-        shape = rng.integers(3)
-        if shape == 0:
-            corners = middle + rng.normal(0, reach, (int(rng.integers(3, 8)), 2))
-            cv2.fillPoly(pixels, [corners.astype(np.int32)], colour, cv2.LINE_AA)
-        elif shape == 1:
-            axes = [round(reach * factor) for factor in rng.uniform(0.4, 1, 2)]
-            cv2.ellipse(pixels, middle.tolist(), axes, rng.uniform(0, 180), 0, 360, colour, -1, cv2.LINE_AA)
-        else:
-            end, width = rng.integers(0, size_px, 2), int(rng.integers(1, 12))
-            cv2.line(pixels, middle.tolist(), end.tolist(), colour, width, cv2.LINE_AA)
-    return pixels
-
-
-def degrade(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
-    """Blurs, adds noise, shifts colours, compresses (H W 3) uint8: each of them now and then."""
-    if rng.random() < 0.4:
-        pixels = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.3, 1.5) * len(pixels) / 128)
-    if rng.random() < 0.3:
-        coarse = int(rng.choice([1, 1, 2, 4]))  # side of a grain in px
-        noise = rng.standard_normal((len(pixels) // coarse, pixels.shape[1] // coarse, 3), np.float32)
-        noise = cv2.resize(noise * rng.uniform(1, 14), pixels.shape[1::-1])
-        pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
-    if rng.random() < 0.4:
-        gain, offset = rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3), rng.uniform(-12, 12)
-        pixels = np.clip(pixels * gain + offset, 0, 255).astype(np.uint8)
-    if rng.random() < 0.3:
-        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 90))]
-        pixels = cv2.imdecode(cv2.imencode(".jpg", pixels, quality)[1], cv2.IMREAD_COLOR)
-    return pixels
-
-
-def recoloured(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
-    """Exchanges the colours' channels now and then."""
-    return np.ascontiguousarray(pixels[..., rng.permutation(3)]) if rng.random() < 0.4 else pixels
+# ---- the three tasks -----------------------------------------------------------------------------------------------
 
 
 def to_tensor(pixels: list[np.ndarray], scale: float) -> Tensor:
     """n (H W 3) uint8 -> (n 3 H W) float32 about 0."""
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().sub_(127.5).div_(scale)
-
-
-# ---- the three tasks -----------------------------------------------------------------------------------------------
 
 
 def compose_picture(rng: np.random.Generator, pool: Pool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -338,150 +231,6 @@ def train(name: str, num_steps: int, learning_rate: float, pool: Callable[[], Po
                 torch.save(state, temporary)
             export_network(name, network, exports)
             losses, since = [], time.time()
-
-
-# ---- measuring -----------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Shot:
-    """A picture of a held-out person: (H W 3) uint8, what is where in it, in px, and how open the mouth is, 0..1."""
-
-    pixels: np.ndarray
-    kps: np.ndarray
-    landmarks: np.ndarray
-    bbox: np.ndarray
-    aperture: float
-
-
-def draw_heldout_shots(num_people: int) -> dict[str, list[Shot]]:
-    """Draws each person in each of several cases; poses, mouths, light and now and then background and clothes differ.
-
-    Two of three people have natural colours, see `is_natural`.
-    """
-    cases: dict[str, list[Shot]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for index in range(num_people):
-            rng = np.random.default_rng((HELDOUT_SEED, index))
-            draw = functools.partial(draw_shot, rng, draw_person(rng, is_natural(index)), is_natural(index))
-            shots = {f"{size_px} px": draw(size_px) for size_px in (96, 128, 256, 512)}
-            shot = draw(128)
-            shots["128 px, degraded"] = dataclasses.replace(shot, pixels=degrade(rng, shot.pixels))
-            shot, path = draw(128), Path(folder) / "clip.mp4"
-            write_video(path, [shot.pixels] * 2, 30, crf=32)
-            *_, (_, decoded) = read_frames(path)
-            shots["128 px, H.264"] = dataclasses.replace(shot, pixels=decoded)
-            shots["small in 512 px"] = put_into_clutter(rng, draw(int(rng.integers(128, 384))))
-            for case, shot in shots.items():
-                cases.setdefault(case, []).append(shot)
-    return cases
-
-
-def draw_shot(rng: np.random.Generator, person: Person, natural: bool, size_px: int) -> Shot:
-    """A frame of someone in a random moment."""
-    motion, mouth = draw_moment(rng)
-    frame = draw_frame(redress(rng, person, natural), motion, mouth, size_px)
-    return Shot(frame.pixels, frame.kps, frame.landmarks, frame.bbox, float(mouth[0]))
-
-
-def is_natural(index: int) -> bool:
-    """Whether the held-out person of this index has natural colours."""
-    return index % 3 > 0
-
-
-def put_into_clutter(rng: np.random.Generator, shot: Shot) -> Shot:
-    """The same shot somewhere in a picture of 512 px."""
-    pixels, size = draw_clutter(rng, 512), len(shot.pixels)
-    x, y = rng.integers(0, 512 - size, 2)
-    pixels[y : y + size, x : x + size] = shot.pixels
-    bbox = shot.bbox + [x, y, x, y]
-    return dataclasses.replace(shot, pixels=pixels, kps=shot.kps + [x, y], landmarks=shot.landmarks + [x, y], bbox=bbox)
-
-
-def lip_distance(landmarks: np.ndarray) -> float:
-    """Height of the mouth's opening in widths of the face's contour."""
-    width = np.linalg.norm(landmarks[32] - landmarks[0])
-    return float(np.linalg.norm(landmarks[INNER_LIPS[6]] - landmarks[INNER_LIPS[2]]) / width)
-
-
-def compare(shots: list[Shot], found: list[list[Face]]) -> dict[str, float | int | None]:
-    """What insightface found in the shots of a case against what is in them."""
-    pairs = [(shot, faces[0]) for shot, faces in zip(shots, found) if faces]
-    kps = [np.linalg.norm(face.kps - shot.kps, axis=1).mean() / shot.pixels.shape[1] for shot, face in pairs]
-    landmarks = [
-        np.linalg.norm(face.landmark_2d_106 - shot.landmarks, axis=1).mean() / (shot.bbox[2] - shot.bbox[0])
-        for shot, face in pairs
-    ]
-    lips = [lip_distance(face.landmark_2d_106) for _, face in pairs]
-    apertures = [shot.aperture for shot, _ in pairs]
-
-    def percent(values: list[float], figure: Callable[[list[float]], float]) -> float | None:
-        return round(100 * float(figure(values)), 3) if values else None
-
-    return {
-        "shots": len(shots),
-        "missed": len(shots) - len(pairs),
-        "false_faces": sum(max(0, len(faces) - 1) for faces in found),
-        "lowest_score": round(min((face.det_score for _, face in pairs), default=0.0), 3),
-        "kps_error_percent_of_frame": percent(kps, np.mean),
-        "kps_error_percent_of_frame_p95": percent(kps, lambda values: np.percentile(values, 95)),
-        "landmark_error_percent_of_face": percent(landmarks, np.mean),
-        "landmark_error_percent_of_face_p95": percent(landmarks, lambda values: np.percentile(values, 95)),
-        "mouth_correlation": round(float(np.corrcoef(lips, apertures)[0, 1]), 4) if len(pairs) > 2 else None,
-    }
-
-
-def verify(embeddings: list[list[np.ndarray]], rng: np.random.Generator) -> dict[str, float | int]:
-    """Tells pairs of pictures of one person from pairs of two, as many of each.
-
-    Args:
-        embeddings: for each person those of their pictures, (512) each.
-        rng: draws the pairs. The threshold is the best one for one half of them, the accuracy that on the other half.
-    """
-    units = [[values / np.linalg.norm(values) for values in person] for person in embeddings if len(person) > 1]
-    if len(units) < 2:
-        return {"people": len(units)}
-    same, other = [], []
-    for _ in range(4000):
-        one, two = rng.choice(len(units), 2, replace=False)
-        first, second = rng.choice(len(units[one]), 2, replace=False)
-        same.append(float(units[one][first] @ units[one][second]))
-        other.append(float(units[one][first] @ units[two][rng.integers(len(units[two]))]))
-    same, other = np.array(same), np.array(other)
-
-    def accuracy(threshold: float, part: slice) -> float:
-        return float(((same[part] > threshold).mean() + (other[part] <= threshold).mean()) / 2)
-
-    threshold = max(np.linspace(-1, 1, 401), key=lambda value: accuracy(value, slice(None, None, 2)))
-    return {
-        "people": len(units),
-        "pairs": len(same) + len(other),
-        "accuracy": round(accuracy(threshold, slice(1, None, 2)), 4),
-        "threshold": round(float(threshold), 3),
-        "same_cosine": round(float(same.mean()), 3),
-        "same_cosine_p5": round(float(np.percentile(same, 5)), 3),
-        "other_cosine": round(float(other.mean()), 3),
-        "other_cosine_p95": round(float(np.percentile(other, 95)), 3),
-    }
-
-
-def measure(folder: Path, num_people: int) -> dict:
-    """Measures the exported networks through insightface, on people and clutter that they were not trained on."""
-    analyzer = FaceAnalyzer(folder, modules=("detection", "landmark_2d_106", "recognition"))
-    cases = draw_heldout_shots(num_people)
-    found = {case: [analyzer.detect(shot.pixels) for shot in shots] for case, shots in cases.items()}
-    rng = np.random.default_rng(HELDOUT_CLUTTER_SEED)
-    empty = [degrade(rng, draw_clutter(rng, int(rng.choice([96, 128, 256, 512])))) for _ in range(3 * num_people)]
-    people = [[faces[index] for faces in found.values() if faces[index]] for index in range(num_people)]
-    embeddings = [[faces[0].embedding for faces in person] for person in people]
-    natural = [person for index, person in enumerate(embeddings) if is_natural(index)]
-    return {
-        "cases": {case: compare(shots, found[case]) for case, shots in cases.items()},
-        "without_face": {"pictures": len(empty), "false_faces": sum(len(analyzer.detect(pixels)) for pixels in empty)},
-        "recognition_natural": verify(natural, rng),
-        "recognition_all": verify(embeddings, rng),
-        "bytes": {path.name: path.stat().st_size for path in sorted((folder / "models/buffalo_l").glob("*.onnx"))},
-    }
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -30,7 +30,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vexpress import runtime
-from vexpress.data.drawn_faces import HAIR_STYLES, draw_frame, draw_motion, draw_person
+from vexpress.data.drawn_faces import draw_frame
+from vexpress.data.drawn_people import HAIR_STYLES, draw_motion, draw_person
 from vexpress.data.formats import load_face_info, load_metadata
 from vexpress.evaluation.clips import read_clip
 from vexpress.evaluation.features import CLIP_FRAMES, EXTRA_FILE

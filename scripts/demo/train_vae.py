@@ -22,7 +22,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from vexpress import runtime
-from vexpress.data.drawn_faces import DrawnFrame, draw_frame, draw_motion, draw_person
+from vexpress.data.drawn_faces import DrawnFrame, draw_frame
+from vexpress.data.drawn_people import draw_motion, draw_person
 from vexpress.data.transforms import lip_mask_box
 from vexpress.training.muon import Muon
 

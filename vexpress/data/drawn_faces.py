@@ -14,12 +14,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import scipy.ndimage
-import scipy.signal
 
+from vexpress.data.drawn_people import Colour, Motion, Person, mix_colours
 from vexpress.data.formats import FaceInfo
-
-Colour = tuple[float, float, float]  # RGB, 0..255
 
 SUPERSAMPLING = 2
 SHIFT_BITS = 4  # of OpenCV's coordinates, for sixteenths of a pixel
@@ -29,208 +26,8 @@ LID_HEIGHT = 0.13
 LARGEST_APERTURE = 0.42  # height of the opening at aperture 1
 MOUTH_HALF_WIDTH = (0.27, 0.47)  # at width 0 and 1
 
-# From light to dark. Anyone is between two neighbours, with a little hue of their own.
-SKIN_COLOURS = ((246, 214, 190), (232, 190, 158), (214, 164, 126), (188, 134, 96), (156, 106, 74), (122, 82, 58))
-HAIR_COLOURS = (
-    (34, 28, 28),
-    (60, 42, 34),
-    (98, 66, 42),
-    (140, 82, 46),
-    (190, 146, 84),
-    (214, 186, 128),
-    (150, 146, 144),
-)
-EYE_COLOURS = ((70, 48, 32), (96, 120, 84), (86, 122, 158), (110, 90, 60))
-BACKGROUND_COLOURS = (
-    (196, 208, 218), (206, 214, 196), (222, 208, 190), (208, 196, 212), (176, 194, 196), (218, 196, 190),
-    (150, 166, 182),
-)  # fmt: skip
-CLOTHES_COLOURS = (
-    (58, 78, 112),
-    (122, 56, 60),
-    (70, 100, 80),
-    (96, 92, 104),
-    (190, 186, 180),
-    (158, 120, 72),
-    (60, 56, 62),
-)
-LIP_COLOUR, OPENING_COLOUR = (172, 62, 72), (44, 12, 18)
+OPENING_COLOUR = (44, 12, 18)
 TEETH_COLOUR, TONGUE_COLOUR, EYE_WHITE = (240, 236, 228), (170, 72, 80), (244, 242, 238)
-
-HAIR_STYLES = ("short", "fringe", "parted", "long", "bob", "bun", "receding")
-
-LOUD_PERCENTILE = 90
-ENERGY_SMOOTHING_SECONDS, WIDTH_SMOOTHING_SECONDS = 0.045, 0.06  # standard deviations
-LOW_BAND_HZ, HIGH_BAND_HZ = (150, 1000), (1500, 5000)
-SILENCE_LEVEL = 0.06  # of the loud level; below this the mouth is closed
-
-
-# ---- who, and how they move ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Person:
-    """What someone looks like. Lengths in face units, colours RGB 0..255."""
-
-    skin: Colour
-    hair: Colour
-    brow: Colour
-    lips: Colour
-    iris: Colour
-    clothes: Colour
-    background: tuple[Colour, Colour]
-    """At the top and at the bottom."""
-    hair_style: str
-    hairline_y: float
-    hair_volume: float
-    jaw: float
-    """0.7 is a square jaw, 1 a round one."""
-    head_width: float
-    eye_size: float
-    eye_tilt: float
-    brow_thickness: float
-    brow_tilt: float
-    nose_width: float
-    mouth_size: float
-    lip_thickness: float
-    neck_width: float
-    light: float
-    """-1..1, from which side."""
-
-
-@dataclass(frozen=True)
-class Motion:
-    """Head and eyes over time, arrays of one row per frame.
-
-    Attributes:
-        shift: (f 2) shares of the picture's size.
-        roll, yaw: (f) rad.
-        scale: (f) about 1.
-        lids: (f) 0 closed .. 1 open.
-        gaze: (f 2) -1..1.
-    """
-
-    shift: np.ndarray
-    roll: np.ndarray
-    yaw: np.ndarray
-    scale: np.ndarray
-    lids: np.ndarray
-    gaze: np.ndarray
-
-    def row(self, index: int) -> "Motion":
-        """The state in one frame."""
-        return Motion(*(values[index] for values in vars(self).values()))
-
-
-def draw_person(rng: np.random.Generator, natural: bool = True) -> Person:
-    """Draws what someone looks like; `natural=False` gives any colours, for detectors that shall not rely on them."""
-
-    def between(low: float, high: float) -> float:
-        return float(rng.uniform(low, high))
-
-    def near(colours: tuple[Colour, ...], spread: float) -> Colour:
-        chosen = np.array(colours[rng.integers(len(colours))]) + rng.normal(0, spread) + rng.normal(0, spread / 2, 3)
-        return _colour(chosen if natural else rng.uniform(20, 250, 3))
-
-    place = between(0, len(SKIN_COLOURS) - 1.001)
-    lighter, darker = (np.array(SKIN_COLOURS[int(place) + i], float) for i in (0, 1))
-    skin = _colour(_mixed(lighter, darker, place % 1) + rng.normal(0, 2.5, 3) if natural else rng.uniform(70, 250, 3))
-    hair = near(HAIR_COLOURS, 6)
-    background = np.array(near(BACKGROUND_COLOURS, 8))
-    return Person(
-        skin=skin,
-        hair=hair,
-        brow=_mixed(hair, (40, 30, 26), 0.4),
-        lips=_mixed(skin, LIP_COLOUR, between(0.45, 0.75)),
-        iris=near(EYE_COLOURS, 5),
-        clothes=near(CLOTHES_COLOURS, 10),
-        background=(_colour(background + between(0, 16)), _colour(background - between(0, 30))),
-        hair_style=HAIR_STYLES[rng.integers(len(HAIR_STYLES))],
-        hairline_y=between(-0.08, 0.08),
-        hair_volume=between(0.1, 0.24),
-        jaw=between(0.68, 1.0),
-        head_width=between(0.93, 1.05),
-        eye_size=between(0.9, 1.15),
-        eye_tilt=between(-0.03, 0.03),
-        brow_thickness=between(0.05, 0.09),
-        brow_tilt=between(-0.05, 0.05),
-        nose_width=between(0.12, 0.2),
-        mouth_size=between(0.92, 1.1),
-        lip_thickness=between(0.07, 0.12),
-        neck_width=between(0.5, 0.62),
-        light=between(-1, 1),
-    )
-
-
-def draw_motion(rng: np.random.Generator, num_frames: int, fps: float, amount: float = 1.0) -> Motion:
-    """Draws smooth head motion, blinks and glances; `amount` scales the head's motion, 0 holds it still."""
-
-    def wander(reach: float, seconds: float) -> np.ndarray:
-        """A smooth walk with a standard deviation of about `reach`, within three of them."""
-        width = seconds * fps
-        walk = scipy.ndimage.gaussian_filter1d(rng.normal(size=num_frames + int(6 * width)), width, mode="wrap")
-        walk = walk[int(3 * width) :][:num_frames] * np.sqrt(2 * np.sqrt(np.pi) * width)  # back to variance 1
-        return reach * np.clip(walk, -3, 3)
-
-    lids = np.ones(num_frames)
-    blink = rng.uniform(0.3, 3) * fps
-    while blink < num_frames:
-        lids = np.minimum(lids, np.clip(np.abs(np.arange(num_frames) - blink) / (0.1 * fps) - 0.25, 0, 1))
-        blink += rng.uniform(1.5, 4.5) * fps
-    glances = scipy.ndimage.gaussian_filter1d(
-        np.repeat(rng.normal(0, 0.4, (num_frames // 12 + 1, 2)), 12, axis=0)[:num_frames], 1.0, axis=0, mode="nearest"
-    )
-    start = rng.normal(size=5) * [0.015, 0.012, 0.04, 0.12, 0.03]
-    return Motion(
-        shift=np.stack([start[0] + wander(0.012, 0.5), start[1] + wander(0.009, 0.5)], 1) * amount,
-        roll=(start[2] + wander(0.035, 0.6)) * amount,
-        yaw=(start[3] + wander(0.09, 0.7)) * amount,
-        scale=np.exp((start[4] + wander(0.015, 0.8)) * amount),
-        lids=lids,
-        gaze=np.clip(glances, -1, 1),
-    )
-
-
-def mouth_from_speech(waveform: np.ndarray, sample_rate_hz: int, num_frames: int, fps: float) -> np.ndarray:
-    """Computes what the mouth does: open where it is loud, wide where high frequencies prevail, closed in silence.
-
-    Both are relative to the clip's own loud level, so the recording's volume does not matter.
-
-    Args:
-        waveform: (n) mono.
-        sample_rate_hz: of the waveform; 12 kHz or more.
-        num_frames: of the video; likewise its fps.
-
-    Returns:
-        (num_frames 2) float32, 0..1: aperture and width, at the middle of each frame.
-    """
-    step_hz = 200.0
-    num_steps = int(np.ceil(num_frames / fps * step_hz)) + 1
-
-    def level(band_hz: tuple[float, float], smoothing_seconds: float) -> np.ndarray:
-        """(num_steps) root mean square within a band of frequencies."""
-        filter_ = scipy.signal.butter(2, band_hz, "bandpass", fs=sample_rate_hz, output="sos")
-        power = np.square(scipy.signal.sosfiltfilt(filter_, waveform.astype(np.float64)))
-        edges = (np.arange(num_steps + 1) / step_hz * sample_rate_hz).astype(int)
-        sums = np.concatenate([[0], np.cumsum(power)])[np.minimum(edges, len(power))]
-        power = np.diff(sums) / np.maximum(1, np.diff(edges))
-        return np.sqrt(np.maximum(scipy.ndimage.gaussian_filter1d(power, smoothing_seconds * step_hz), 0))
-
-    energy = level((80, 5500), ENERGY_SMOOTHING_SECONDS)
-    loud = max(np.percentile(energy[energy > 0.1 * energy.max()], LOUD_PERCENTILE) if energy.any() else 0, 1e-5)
-    relative = energy / loud
-    aperture = np.clip((relative - SILENCE_LEVEL) / (1 - SILENCE_LEVEL), 0, 1) ** 0.75
-    low, high = (level(band, WIDTH_SMOOTHING_SECONDS) for band in (LOW_BAND_HZ, HIGH_BAND_HZ))
-    balance = np.log((high + 0.01 * loud) / (low + 0.01 * loud))
-    spoken = np.clip((relative - SILENCE_LEVEL) / 0.15, 0, 1)  # at rest, the width is in the middle
-    width = 0.5 + spoken * np.clip((balance + 1.2) / 3.2, -0.5, 0.5)
-    mouth = scipy.ndimage.gaussian_filter1d(np.stack([aperture, width], 1), 0.012 * step_hz, axis=0)
-    middles = (np.arange(num_frames) + 0.5) / fps
-    times = (np.arange(num_steps) + 0.5) / step_hz
-    return np.stack([np.interp(middles, times, track) for track in mouth.T], 1).astype(np.float32)
-
-
-# ---- a frame -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -307,7 +104,7 @@ def draw_frame(person: Person, motion: Motion, mouth: np.ndarray, size_px: int) 
     _draw_body(canvas, motion)
     for side in (-1, 1):
         ear = _ellipse((side * 1.0, 0.08), (0.14, 0.24))
-        canvas.fill(canvas.place(ear, depth=-0.1), _mixed(person.skin, (90, 40, 30), 0.12))
+        canvas.fill(canvas.place(ear, depth=-0.1), mix_colours(person.skin, (90, 40, 30), 0.12))
     canvas.fill(canvas.place(outline, depth=0.0), person.skin)
     eyes = [_draw_eye(canvas, side, motion) for side in (-1, 1)]
     nose = _draw_nose(canvas)
@@ -382,7 +179,7 @@ def _draw_body(canvas: _Canvas, motion: Motion) -> None:
     unit = FACE_HALF_WIDTH * size_px
     middle = size_px * (np.array([0.5, 0.5]) + 0.5 * motion.shift)
     neck = person.neck_width
-    shade = _mixed(person.skin, (70, 30, 24), 0.25)
+    shade = mix_colours(person.skin, (70, 30, 24), 0.25)
     canvas.fill(np.array([(-neck, 0.7), (neck, 0.7), (neck, 1.75), (-neck, 1.75)]) * unit + middle, shade)
     x = np.linspace(neck, 2.2, 12)
     slope = 1.42 + 0.55 * ((x - neck) / (2.2 - neck)) ** 1.6
@@ -410,7 +207,7 @@ def _draw_eye(canvas: _Canvas, side: int, motion: Motion) -> tuple[np.ndarray, n
         disc = _ellipse(middle, (radius * person.eye_size,) * 2)
         disc[:, 1] = np.clip(disc[:, 1], np.interp(disc[:, 0], x, upper), np.interp(disc[:, 0], x, lower))
         canvas.fill(canvas.place(disc), colour)
-    canvas.line(canvas.place(np.stack([x, upper], 1)), _mixed(person.brow, (24, 18, 18), 0.5), 0.045)
+    canvas.line(canvas.place(np.stack([x, upper], 1)), mix_colours(person.brow, (24, 18, 18), 0.5), 0.045)
 
     brow_x = np.linspace(-1, 1, 9)
     brow_y = EYE_Y - 0.3 - 0.06 * (1 - brow_x**2) + person.brow_tilt * side * brow_x
@@ -425,14 +222,14 @@ def _draw_eye(canvas: _Canvas, side: int, motion: Motion) -> tuple[np.ndarray, n
 def _draw_nose(canvas: _Canvas) -> np.ndarray:
     """Draws the nose; returns its landmarks (15 2) px, the first one its tip."""
     person = canvas.person
-    shade = _mixed(person.skin, (96, 40, 28), 0.38)
+    shade = mix_colours(person.skin, (96, 40, 28), 0.38)
     wing = person.nose_width
     bridge = np.stack([np.full(6, 0.0), np.linspace(EYE_Y, NOSE_Y, 6)], 1)
     angle = np.linspace(0, np.pi, 8)
     base = np.stack([-np.cos(angle) * wing, NOSE_Y + 0.03 + 0.07 * np.sin(angle)], 1)
     shadow_x = np.sign(person.light + 1e-9) * np.array([0.05, 0.09, wing * 0.9])
     shadow = np.stack([shadow_x, [EYE_Y + 0.1, NOSE_Y - 0.12, NOSE_Y + 0.02]], 1)
-    canvas.line(canvas.place(shadow, depth=1.1), _mixed(person.skin, shade, 0.55), 0.045)
+    canvas.line(canvas.place(shadow, depth=1.1), mix_colours(person.skin, shade, 0.55), 0.045)
     canvas.line(canvas.place(base, depth=1.1), shade, 0.055)
     tip = canvas.place(np.array([(0, NOSE_Y)]), depth=1.15)
     return np.concatenate([tip, canvas.place(bridge), canvas.place(base, depth=1.1)])
@@ -463,7 +260,7 @@ def _draw_mouth(canvas: _Canvas, aperture: float, width: float) -> tuple[np.ndar
         tongue = lower - 0.42 * np.maximum(lower - upper - 0.1, 0)
         canvas.fill(between(tongue, lower, 0.62), TONGUE_COLOUR)
         canvas.fill(between(upper, upper + np.minimum(0.08, 0.32 * (lower - upper)), 0.78), TEETH_COLOUR)
-    canvas.line(placed(upper, 0.95), _mixed(person.lips, OPENING_COLOUR, 0.6), 0.035)
+    canvas.line(placed(upper, 0.95), mix_colours(person.lips, OPENING_COLOUR, 0.6), 0.035)
     at = [0, 4, 8, 12, 16, 20, 24]
     outer = np.concatenate([placed(over)[at], placed(under)[at[-2:0:-1]]])
     at = [0, 6, 12, 18, 24]
@@ -507,11 +304,3 @@ def _light(size_px: int, light: float) -> np.ndarray:
 def _ellipse(middle: tuple[float, float] | np.ndarray, radii: tuple[float, float]) -> np.ndarray:
     angle = np.linspace(0, 2 * np.pi, 33)[:-1]
     return np.stack([np.cos(angle), np.sin(angle)], 1) * radii + np.asarray(middle)
-
-
-def _mixed(one: Colour, other: Colour, share: float) -> Colour:
-    return _colour(np.asarray(one) * (1 - share) + np.asarray(other) * share)
-
-
-def _colour(values: np.ndarray) -> Colour:
-    return tuple(float(value) for value in np.clip(values, 0, 255))

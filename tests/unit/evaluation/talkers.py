@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.face_models import COLOURS, draw_face
-from vexpress.data.drawn_faces import draw_frame, draw_motion, draw_person, face_info, mouth_from_speech
+from vexpress.data.drawn_faces import draw_frame, face_info
+from vexpress.data.drawn_people import draw_motion, draw_person, mouth_from_speech
 from vexpress.data.formats import save_face_info
 from vexpress.evaluation.features import EXTRA_FILE, ClipFeatures, FrameFeatures
 from vexpress.evaluation.measure import Networks

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vexpress.data.drawn_faces import draw_frame, draw_motion, draw_person, face_info
+from vexpress.data.drawn_faces import draw_frame, face_info
+from vexpress.data.drawn_people import draw_motion, draw_person
 from vexpress.evaluation.mouth import measure_mouth, mouth_from_landmarks
 from vexpress.runtime import InputError
 
