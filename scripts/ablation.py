@@ -7,9 +7,6 @@ See docs/ablation.md, also for the data that it needs. Processes with different 
 the command with all seeds makes the report of all.
 """
 
-import copy
-import functools
-import hashlib
 import json
 import logging
 import shutil
@@ -18,7 +15,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,6 +23,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
+from scripts.demo.ablation_variants import (
+    STAGES,
+    TITLES,
+    VARIANTS,
+    Settings,
+    Variant,
+    build_configs,
+    digest_of,
+    frames_seen,
+    leaking_dir,
+    sampling,
+)
 from scripts.demo.measure_pack import (
     Clip,
     colour_error,
@@ -35,10 +44,10 @@ from scripts.demo.measure_pack import (
     least_alike,
     load_clips,
 )
-from scripts.demo.shortcut_dataset import NOSE_SHIFT, NeighbourReferenceDataset, write_leaking_keypoints
+from scripts.demo.shortcut_dataset import NeighbourReferenceDataset, write_leaking_keypoints
 from vexpress import runtime
 from vexpress.checkpoints import ModelPaths
-from vexpress.config import TrainConfig, load_config
+from vexpress.config import TrainConfig
 from vexpress.diffusion import vae_downsampling
 from vexpress.evaluation import ablation
 from vexpress.evaluation.ablation import FULL, PLAIN, SHORTCUT, Result
@@ -49,154 +58,9 @@ from vexpress.training.trainer import Trainer
 
 logger = logging.getLogger("ablation")
 
-STAGES = ("stage_1", "stage_2", "stage_3")
-WITH_AUDIO = STAGES[1:]
 EXIT_TERMINATED = 128 + signal.SIGTERM
-SAMPLING = {
-    "num_inference_steps": 6,
-    "guidance": "audio",
-    "guidance_scale": 2.0,
-    "shared_noise": 1.0,
-    "reference_attention_weight": 1.0,
-    "audio_attention_weight": 1.0,
-}
-"""How test clips are made: arguments of the pipeline. Not the demo pack's, so that tuning it leaves results valid."""
 FIRST_MARK, LAST_MARK = "<!-- results: written by scripts/ablation.py -->", "<!-- end of results -->"
 FIGURE_NAME = "ablation.png"
-
-
-# ---- what is compared ------------------------------------------------------------------------------------------------
-
-
-def changed(stages: Sequence[str], *overrides: str) -> dict[str, tuple[str, ...]]:
-    """The same overrides for several stages."""
-    return dict.fromkeys(stages, overrides)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to train the demo model.
-
-    Attributes:
-        title: in tables.
-        overrides: stage -> what differs from its configuration.
-        starts_from: stage -> the one whose export it starts from.
-        only_last: there is only stage 3, for the budget of all three.
-    """
-
-    title: str
-    overrides: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    starts_from: dict[str, str] = field(default_factory=lambda: {"stage_2": "stage_1", "stage_3": "stage_2"})
-    only_last: bool = False
-
-
-VARIANTS = {
-    FULL: Variant("full recipe"),
-    # Samples that lose audio or all conditions stay, since guidance needs them.
-    "no_dropout": Variant(
-        "no conditional dropout", changed(STAGES, "data.kps_drop_rate=0.0", "data.reference_drop_rate=0.0")
-    ),
-    "strong_dropout": Variant(  # the rates of training_configs/stage_2.yaml and stage_3.yaml
-        "dropout of 0.5 and 0.2", changed(WITH_AUDIO, "data.kps_drop_rate=0.5", "data.reference_drop_rate=0.2")
-    ),
-    "even_loss": Variant("mouth weight 1", changed(STAGES, "data.lip_loss_weight=1.0")),
-    # At the learning rate of stage 1, which also starts from nothing; that of stage 3 only refines.
-    "all_at_once": Variant(
-        "all at once",
-        {"stage_3": ("init.source=random", "init.path=null", "solver.learning_rate=0.02")},
-        starts_from={},
-        only_last=True,
-    ),
-    # Stage 1 has not trained audio projection, audio attention and motion modules: they begin anew, as in the release.
-    # What stage 2 saw counts in the budget, and nothing of it is left; so it need not be trained.
-    "reset": Variant("stage 3 resets stage 2", starts_from={"stage_2": "stage_1", "stage_3": "stage_1"}),
-    "no_context": Variant("audio of 1 frame", changed(WITH_AUDIO, "data.num_padding_audio_frames=0")),
-    "motion_loss": Variant("loss on motion, too", changed(WITH_AUDIO, "motion_loss_weight=2.0")),  # not the paper's
-}
-TITLES = {name: variant.title for name, variant in VARIANTS.items()}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What holds for all variants.
-
-    Attributes:
-        config_dir: folder of stage_1.yaml, stage_2.yaml and stage_3.yaml.
-        output_dir: for all that is written.
-        scale: share of the recipe's updates that is trained.
-        test_dir: drawn dataset that is measured on; none of its conditions leaks.
-        num_clips: of the test set that are measured.
-        num_frames: of each.
-        num_inference_steps: to make them.
-    """
-
-    config_dir: Path
-    output_dir: Path
-    scale: float
-    test_dir: Path
-    num_clips: int
-    num_frames: int
-    num_inference_steps: int = SAMPLING["num_inference_steps"]
-
-
-load_config_once = functools.cache(load_config)  # a report asks for dozens of configurations
-
-
-def frames_per_update(config: TrainConfig) -> int:
-    """Frames that an update of the weights learns from."""
-    return config.data.train_bs * config.data.num_frames * config.solver.gradient_accumulation_steps
-
-
-def frames_seen(configs: dict[str, TrainConfig]) -> int:
-    """Frames that all stages together learn from."""
-    return sum(config.solver.max_train_steps * frames_per_update(config) for config in configs.values())
-
-
-def build_configs(variant: Variant, data_kind: str, seed: int, settings: Settings) -> dict[str, TrainConfig]:
-    """Stage -> its configuration. A run's folder is named by all that it depends on, so that variants share stages.
-
-    Raises:
-        InputError: a configuration that cannot be read.
-    """
-
-    def load(stage: str, *overrides: str) -> TrainConfig:
-        return copy.deepcopy(load_config_once(settings.config_dir / f"{stage}.yaml", overrides))
-
-    def scaled(count: int) -> int:
-        return max(1, round(count * settings.scale))
-
-    recipe = {stage: load(stage) for stage in STAGES}
-    num_steps = {stage: scaled(config.solver.max_train_steps) for stage, config in recipe.items()}
-    if variant.only_last:
-        last = STAGES[-1]
-        budget = sum(num_steps[stage] * frames_per_update(config) for stage, config in recipe.items())
-        num_steps = {last: round(budget / frames_per_update(recipe[last]))}
-    configs: dict[str, TrainConfig] = {}
-    for stage, steps in num_steps.items():
-        config = load(stage, *variant.overrides.get(stage, ()))
-        if start := variant.starts_from.get(stage):
-            config.init.source, config.init.path = "stage", f"{configs[start].output_dir}/export"
-        config.seed = seed
-        config.solver.max_train_steps = steps
-        config.solver.lr_warmup_steps = round(config.solver.lr_warmup_steps * settings.scale)
-        config.output_dir = ""
-        if data_kind == SHORTCUT:
-            folders = [leaking_dir(number, settings) for number in range(len(config.data.meta_paths))]
-            config.data.meta_paths = [str(folder / "metadata.json") for folder in folders]
-        digest = digest_of(json.dumps(asdict(config)), settings)
-        config.output_dir = str(settings.output_dir / "runs" / f"{data_kind}_seed{seed}" / f"{stage}_{digest}")
-        configs[stage] = config
-    return configs
-
-
-def leaking_dir(number: int, settings: Settings) -> Path:
-    """Where the leaking copy of the recipe's dataset of this number lies; the name tells how strong the leak is."""
-    return settings.output_dir / SHORTCUT / f"{number}_nose_{NOSE_SHIFT}"
-
-
-def digest_of(text: str, settings: Settings) -> str:
-    """Names a text, wherever the output folder lies."""
-    return hashlib.sha256(text.replace(str(settings.output_dir), "").encode()).hexdigest()[:10]
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -278,11 +142,6 @@ def measure_export(folder: Path, clips: list[Clip], config: TrainConfig, setting
         num_pad_audio_frames=config.data.num_padding_audio_frames,
         median_filter=False,
     )
-
-
-def sampling(settings: Settings) -> dict:
-    """Arguments of the pipeline."""
-    return SAMPLING | {"num_inference_steps": settings.num_inference_steps}
 
 
 def load_test_clips(settings: Settings, config: TrainConfig) -> list[Clip]:

@@ -11,8 +11,15 @@ import torch
 import yaml
 
 from scripts import ablation as program
-from scripts.ablation import STAGES, VARIANTS, Settings, build_configs, frames_per_update, frames_seen
 from scripts.demo import make_drawn_dataset
+from scripts.demo.ablation_variants import (
+    STAGES,
+    VARIANTS,
+    Settings,
+    build_configs,
+    frames_per_update,
+    frames_seen,
+)
 from scripts.demo.shortcut_dataset import NOSE_SHIFT, NeighbourReferenceDataset, write_leaking_keypoints
 from tests import tiny
 from vexpress.audio_features import encode_audio
