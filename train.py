@@ -26,8 +26,9 @@ from vexpress.diffusion import build_scheduler
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.video import constant_rate, probe_video, read_frames, write_video
 from vexpress.pipeline import VExpressPipeline
+from vexpress.training.setup import describe_plan
 from vexpress.training.stages import TrainingNetworks
-from vexpress.training.trainer import Trainer, describe_plan
+from vexpress.training.trainer import Trainer
 
 logger = logging.getLogger("vexpress")
 
