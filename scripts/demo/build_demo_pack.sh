@@ -63,10 +63,12 @@ for split in data silence; do
     part "latents_$split" "$python" scripts/prepare_dataset/cache_latents.py --meta_path "$work/$split/metadata.json" \
         --cache_dir "$work/latents" --vae_path "$work/vae/joint" --width 96 --height 96
 done
-for stage in stage_1 stage_2 stage_3; do
+for stage in stage_1 stage_2; do
     part "$stage" ./train_stage.sh "training_configs/demo/$stage.yaml"
 done
 wait "$vae" "$side"
+# Both cores are free now: two processes of one sample each make the updates that one of two samples makes.
+HOST_GPU_NUM=2 part stage_3 ./train_stage.sh training_configs/demo/stage_3.yaml data.train_bs=1
 part assemble "$python" scripts/demo/assemble_pack.py --work_dir "$work" --pack_dir "$pack"
 part measure "$python" scripts/demo/measure_pack.py --model_dir "$pack" --num_clips 8 --output_path "$pack/figures.json"
 part demo "$python" inference.py --model_dir "$pack" --output_path "$work/demo.mp4" --contact_sheet_path docs/demo.png
