@@ -114,14 +114,9 @@ def main(arguments: list[str] | None = None) -> None:
     save_frozen_parts(pack, vae, encoder, Wav2Vec2FeatureExtractor.from_pretrained(work / "audio_encoder"))
     (pack / INFERENCE_DEFAULTS).write_text(json.dumps(SAMPLING, indent=1) + "\n")
     face_models = pack / LAYOUT["insightface_model_path"]
-    shutil.copytree(
-        work / "insightface_models",
-        face_models,
-        dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns("states", "report.json"),
-    )
+    ignored = shutil.ignore_patterns("states", "report.json")
+    shutil.copytree(work / "insightface_models", face_models, dirs_exist_ok=True, ignore=ignored)
     if (work / "evaluation_networks").is_dir():
-        ignored = shutil.ignore_patterns("states")
         shutil.copytree(work / "evaluation_networks", pack / "evaluation", dirs_exist_ok=True, ignore=ignored)
 
     # 2. examples and held-out clips
