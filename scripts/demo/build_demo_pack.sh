@@ -3,8 +3,8 @@
 #
 #   apt-get install espeak-ng && scripts/demo/build_demo_pack.sh
 #
-# About four hours on two cores; all work is in runs/demo. The same command goes on where it was cut off: each part that
-# is done leaves runs/demo/done/PART with its seconds. Parts that do not need each other run side by side.
+# A little over two hours on two cores; all work is in runs/demo. The same command goes on where it was cut off: each
+# part that is done leaves runs/demo/done/PART with its seconds. Parts that do not need each other run side by side.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=runs/demo # training_configs/demo name it, too
