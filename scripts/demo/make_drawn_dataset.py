@@ -84,7 +84,7 @@ def draw_speech(rng: np.random.Generator, split: str, num_samples: int) -> tuple
 
 
 def draw_silence(rng: np.random.Generator, num_samples: int) -> tuple[np.ndarray, dict[str, str]]:
-    """Draws what a microphone records when nobody speaks: faint noise or, every other time, nothing."""
+    """Draws what a microphone records when nobody speaks: faint noise or, half of the time, nothing."""
     noise = rng.normal(0, rng.choice([0, rng.uniform(1e-5, 1e-3)]), num_samples)
     return noise.astype(np.float32), dict.fromkeys(("language", "voice", "sex"), "none")
 

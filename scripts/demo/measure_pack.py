@@ -11,7 +11,6 @@ colour-based meter of vexpress/evaluation/mouth.py, which uses no network. `true
 import json
 import logging
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ import inference
 from vexpress import runtime
 from vexpress.checkpoints import LAYOUT
 from vexpress.data.formats import load_face_info
-from vexpress.evaluation.mouth import measure_mouth
+from vexpress.evaluation.mouth import STILL, measure_mouth
 from vexpress.media.audio import load_audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.video import read_frames
@@ -38,7 +37,6 @@ logger = logging.getLogger("measure_pack")
 NUM_FRAMES = 48
 LARGEST_LAG = 5
 PATCH = 1  # px around a probe
-STILL = 0.02  # of the aperture: three standard deviations of what the meter reads from true, closed mouths
 
 
 @dataclass(frozen=True)
@@ -149,13 +147,11 @@ def least_alike(clip: Clip, clips: Sequence[Clip]) -> Clip:
 def measure(pipeline: VExpressPipeline, analyzer: FaceAnalyzer, clips: list[Clip], **options) -> dict[str, float]:
     """All figures of the pack, each a mean over the clips.
 
-    r knows no size: that of a still mouth is one of the meter's noise, for true frames with closed mouths as well (0.19
+    r knows no size: that of a still mouth is one of the meter's noise, also for frames drawn with a closed mouth (0.19
     on average). So a silenced mouth that moves by less than `STILL` counts as one that follows nothing. The plain r,
     that with the mouths of other clips, which is chance, and how much it moves are told, too.
     """
-    started = time.time()
     generated = [generate(pipeline, clip, **options) for clip in clips]
-    seconds = time.time() - started
     r, mouths = follow(generated, clips)
     ceiling, _ = follow([clip.frames for clip in clips], clips)
     swapped, silent, movement = [], [], []
@@ -188,7 +184,6 @@ def measure(pipeline: VExpressPipeline, analyzer: FaceAnalyzer, clips: list[Clip
         "hair_error": hair,
         "background_error": background,
         "flicker_ratio": np.mean([flicker(f) / flicker(clip.frames) for f, clip in zip(generated, clips)]),
-        "frames_per_second": len(clips) * len(clips[0].frames) / seconds,
     }
 
 

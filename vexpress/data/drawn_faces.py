@@ -5,6 +5,8 @@
     mouth = mouth_from_speech(waveform, sample_rate_hz, num_frames, fps)
     frame = draw_frame(person, motion.row(i), mouth[i], size_px)  # pixels and labels
 
+The first three are drawn_people's.
+
 Face units: half the width of the head is 1, x grows to the viewer's right and y downwards from the middle between the
 ears; the eyes are at y -0.08, the mouth at 0.7, the chin at 1.2. Left is the viewer's left.
 """

@@ -23,6 +23,7 @@ DARKNESS = 0.6  # likewise, also of teeth, which are brighter than skin
 MASK_LEVEL = 0.4
 CLOSED_HEIGHT, HEIGHT_PER_APERTURE = 0.165, 0.33  # mean height over the width, in face units, lips included
 WIDTH_BIAS = 0.02  # of the half width in face units, by blur
+STILL = 0.02  # standard deviation of an aperture that does not move: three times what is read from closed mouths
 SMOOTHING_FRAMES = 3  # of the size and turn of the head, which keypoints tell with noise
 
 

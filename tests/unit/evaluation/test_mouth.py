@@ -6,7 +6,7 @@ import pytest
 
 from vexpress.data.drawn_faces import draw_frame, face_info
 from vexpress.data.drawn_people import draw_motion, draw_person
-from vexpress.evaluation.mouth import measure_mouth, mouth_from_landmarks
+from vexpress.evaluation.mouth import STILL, measure_mouth, mouth_from_landmarks
 from vexpress.runtime import InputError
 
 NUM_FRAMES, FPS = 40, 30
@@ -39,6 +39,18 @@ def test_measures_what_was_drawn(skin):
         found.append(correlations(measured, mouth))
         assert np.abs(measured - mouth).mean(0).max() < 0.25  # on the drawings' own scale
     assert (np.mean(found, 0) > (0.98, 0.95)).all()
+
+
+def test_mouths_that_stay_closed_are_still():
+    noise = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        person, motion = draw_person(rng), draw_motion(rng, NUM_FRAMES, FPS)
+        frames = [draw_frame(person, motion.row(i), np.array([0, 0.5]), 96) for i in range(NUM_FRAMES)]
+        measured = measure_mouth(np.stack([frame.pixels for frame in frames]), face_info(frames).kps)
+        noise.append(measured[:, 0].std())
+    assert max(noise) < STILL
+    assert 3 * np.mean(noise) == pytest.approx(STILL, rel=0.3)
 
 
 @pytest.mark.parametrize("size_px", [96, 256])
