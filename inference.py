@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,17 @@ def check_numbers(args: Namespace) -> None:
         args.retarget_strategy = "fix_face" if args.kps_path is None else "no_retarget"
     if args.kps_path is None and args.retarget_strategy != "fix_face":
         raise InputError(f"--retarget_strategy {args.retarget_strategy} needs --kps_path; without one use fix_face")
+
+
+def parse_generation_flags(model_dir: Path, flags: Sequence[str]) -> Namespace:
+    """Reads flags that say how to generate, for programs that have portraits and speech from elsewhere.
+
+    Raises:
+        InputError: an unknown flag, or a value out of range.
+    """
+    args = parse_arguments(["--model_dir", str(model_dir), "--reference_image_path", "-", "--audio_path", "-", *flags])
+    check_numbers(args)
+    return args
 
 
 def sampling_options(args: Namespace) -> dict[str, float | str | bool]:

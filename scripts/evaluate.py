@@ -117,10 +117,7 @@ def generate(
     args: Namespace, rest: list[str], pairs: list[Pair], device: torch.device, rank: int, num_processes: int
 ) -> list[Problem]:
     """Makes the videos that are missing, this process its share of them; all processes return all problems."""
-    flags = inference.parse_arguments(
-        ["--model_dir", str(args.model_dir), "--reference_image_path", "-", "--audio_path", "-", *rest]
-    )
-    inference.check_numbers(flags)
+    flags = inference.parse_generation_flags(args.model_dir, rest)
     sampling = inference.sampling_options(flags)
     size = (flags.image_width, flags.image_height)
     generation = Generation(str(args.model_dir), *size, args.max_seconds, args.reference_frame, sampling)

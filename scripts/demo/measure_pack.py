@@ -98,6 +98,11 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(one, other)[0, 1])
 
 
+def abs_r_unless_still(mouth: np.ndarray, true: np.ndarray) -> float:
+    """Absolute r of an aperture that was measured; 0 where it moves by less than `STILL`: r would be of noise."""
+    return abs(correlation(mouth, true)) if np.nanstd(mouth) >= STILL else 0.0
+
+
 def best_lag(measured: np.ndarray, true: np.ndarray) -> int:
     """The shift, in frames, at which both agree best; positive where the measured one is late."""
     num_frames = len(true)
@@ -154,16 +159,17 @@ def measure(pipeline: VExpressPipeline, analyzer: FaceAnalyzer, clips: list[Clip
     generated = [generate(pipeline, clip, **options) for clip in clips]
     r, mouths = follow(generated, clips)
     ceiling, _ = follow([clip.frames for clip in clips], clips)
-    swapped, silent, movement = [], [], []
+    swapped, silent, plain, movement = [], [], [], []
     own = np.eye(len(clips), dtype=bool)
     for clip in clips:
         other = least_alike(clip, clips)
         mouth = measure_mouth(generate(pipeline, clip, other.waveform, **options), clip.kps)[:, 0]
         swapped.append(correlation(mouth, other.mouth[:, 0]) - correlation(mouth, clip.mouth[:, 0]))
         mouth = measure_mouth(generate(pipeline, clip, torch.zeros_like(clip.waveform), **options), clip.kps)[:, 0]
-        silent.append([abs(correlation(mouth, each.mouth[:, 0])) for each in clips])
-        movement.append(np.nanstd(mouth))
-    silent, movement = np.array(silent), np.array(movement)
+        silent.append(abs_r_unless_still(mouth, clip.mouth[:, 0]))
+        plain.append([abs(correlation(mouth, each.mouth[:, 0])) for each in clips])
+        movement.append(np.nanstd(mouth) / clip.mouth[:, 0].std())
+    plain = np.array(plain)
     errors = np.concatenate([kps_errors(analyzer, frames, clip.kps) for frames, clip in zip(generated, clips)])
     skin, hair, background = np.mean([colour_error(frames, clip) for frames, clip in zip(generated, clips)], axis=0)
     return {
@@ -173,10 +179,10 @@ def measure(pipeline: VExpressPipeline, analyzer: FaceAnalyzer, clips: list[Clip
         "width_r": r[:, 1].mean(),
         "width_r_true_frames": ceiling[:, 1].mean(),
         "swapped_difference": np.mean(swapped),
-        "silenced_abs_r": np.where(movement < STILL, 0, silent[own]).mean(),
-        "silenced_abs_r_plain": silent[own].mean(),
-        "silenced_abs_r_by_chance": silent[~own].mean(),
-        "silenced_movement": np.mean(movement / [clip.mouth[:, 0].std() for clip in clips]),
+        "silenced_abs_r": np.mean(silent),
+        "silenced_abs_r_plain": plain[own].mean(),
+        "silenced_abs_r_by_chance": plain[~own].mean(),
+        "silenced_movement": np.mean(movement),
         "lag_frames": np.median([best_lag(m[:, 0], clip.mouth[:, 0]) for m, clip in zip(mouths, clips)]),
         "kps_error_percent": np.nanmean(errors),
         "frames_without_face_percent": 100 * np.isnan(errors).mean(),
@@ -197,10 +203,7 @@ def load_options(model_dir: Path, flags: Sequence[str] = ()) -> dict:
     for flag in flags:
         if flag.startswith("--") and flag[2:].partition("=")[0] not in allowed:
             raise InputError(f"{flag}: allowed are --{', --'.join(allowed)}, and those of --help")
-    inputs = ("--model_dir", str(model_dir), "--reference_image_path", "-", "--audio_path", "-")
-    args = inference.parse_arguments([*inputs, *flags])
-    inference.check_numbers(args)
-    return inference.sampling_options(args)
+    return inference.sampling_options(inference.parse_generation_flags(model_dir, flags))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -27,7 +27,7 @@ from vexpress.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 SAMPLES_DIR = tiny.SHARED_DIR / "samples"
-LIKE_SGD = ("solver.adam_epsilon=1", "solver.learning_rate=0.05")
+LIKE_SGD = ("solver.adam_epsilon=1", "solver.learning_rate=0.02")
 """Updates in proportion to gradients; Adam's own first steps follow their sign, however small they are. Not large ones:
 after these the loss is so steep that a second step differs by more than rounding."""
 
@@ -154,7 +154,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(config_path, tmp_pat
     first, second = exported(tmp_path / "large"), exported(tmp_path / "small")
     assert largest_difference(first, second) < 1e-5
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").open()] for name in ("large", "small")]
-    for one, other, tolerance in zip(*logs, (1e-5, 1e-2), strict=True):  # the second steep: it magnifies rounding
+    for one, other, tolerance in zip(*logs, (1e-5, 1e-3), strict=True):  # the second is steep
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=tolerance)
 
