@@ -50,13 +50,13 @@ def test_aperture_and_width_follow_the_speech(followed):
     assert width > 0.75
 
 
-def test_windows_of_12_and_24_frames_give_the_same_figures(pipeline, clips, options):  # noqa: F811
-    figures = []
+def test_windows_of_12_and_24_frames_give_the_same_figures(followed, pipeline, clips, options):  # noqa: F811
+    figures = [followed[0].mean(axis=0)]
     for context_frames in (12, 24):
         windows = {**options, "context_frames": context_frames}
         made = [generate(pipeline, clip, **windows) for clip in clips[:NUM_CLIPS]]
         figures.append(follow(made, clips)[0].mean(axis=0))
-    np.testing.assert_allclose(*figures, atol=0.03)
+    assert np.ptp(figures, axis=0).max() < 0.03
 
 
 def test_it_is_in_time(followed, clips):  # noqa: F811
