@@ -25,8 +25,6 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
@@ -34,18 +32,23 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from vexpress import runtime
-from vexpress.checkpoints import LAYOUT, MOTION_KEY, ModelPaths, load_networks
-from vexpress.config import DataConfig
+from vexpress.cli.parser import ArgumentParser
+from vexpress.cli.program import run_program
 from vexpress.data import dataset
+from vexpress.data.config import DataConfig
 from vexpress.data.formats import ClipRecord, FaceInfo, save_audio_embeds, save_face_info, save_metadata
-from vexpress.diffusion import build_scheduler
+from vexpress.devices import DTYPES, resolve_device, resolve_dtype
+from vexpress.diffusion.guidance import Denoise, guided
+from vexpress.diffusion.schedule import build_scheduler
+from vexpress.errors import InputError
+from vexpress.files import replacing
+from vexpress.logs import set_up_logging
 from vexpress.media.video import read_frames, write_video
+from vexpress.model_folder import LAYOUT, ModelPaths
 from vexpress.models import AudioProjection, Conditions, DenoisingUNet, ReferenceNet, VKpsGuider
 from vexpress.models.attention import sinusoidal_positions
 from vexpress.pipeline import PreparedClip, VExpressPipeline
-from vexpress.runtime import InputError
-from vexpress.sampling import Denoise, guided
+from vexpress.weights import MOTION_KEY, load_networks
 
 logger = logging.getLogger("benchmark")
 
@@ -122,8 +125,8 @@ def build(part: str, size: str, device: torch.device | str = "cpu", dtype: torch
 
 def pick_machine(args: Namespace) -> tuple[torch.device, torch.dtype]:
     """Device and dtype that the flags ask for."""
-    device = runtime.resolve_device(args.device, args.gpu_id)
-    dtype = runtime.resolve_dtype(args.dtype or ("fp16" if device.type == "cuda" else "fp32"))
+    device = resolve_device(args.device, args.gpu_id)
+    dtype = resolve_dtype(args.dtype or ("fp16" if device.type == "cuda" else "fp32"))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     logger.info("%s (%s), %s, torch %s", device, name, dtype, torch.__version__)
     return device, dtype
@@ -286,7 +289,7 @@ def write_networks(model_dir: Path, size: str, dtype: torch.dtype) -> None:
         for file, weights in files.items():
             path = model_dir / f"{LAYOUT[f'{file}_path']}.bin"
             logger.info("writing %s", path)
-            with runtime.replacing(path) as temporary:
+            with replacing(path) as temporary:
                 torch.save(weights, temporary)
 
 
@@ -333,7 +336,7 @@ def benchmark_loading(args: Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         model_dir = Path(args.model_dir or temporary)
         if not (model_dir / "v-express").exists():  # else measures what is there
-            write_networks(model_dir, args.size, runtime.resolve_dtype(args.file_dtype))
+            write_networks(model_dir, args.size, resolve_dtype(args.file_dtype))
         fresh = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as pool:
             found = pool.submit(measure_loading, model_dir).result()
@@ -464,8 +467,8 @@ def benchmark_data(args: Namespace) -> None:
 # ---- the program ---------------------------------------------------------------------------------------------------
 
 
-def build_parser() -> runtime.ArgumentParser:
-    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add_command(run: Callable[[Namespace], None], px: int | None, networks: bool = True) -> argparse.ArgumentParser:
@@ -480,7 +483,7 @@ def build_parser() -> runtime.ArgumentParser:
         if networks and px:
             command.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
             command.add_argument("--gpu_id", type=int, default=0)
-            command.add_argument("--dtype", choices=tuple(runtime.DTYPES), help="unset: fp16 on cuda, else fp32")
+            command.add_argument("--dtype", choices=tuple(DTYPES), help="unset: fp16 on cuda, else fp32")
         return command
 
     unet = add_command(benchmark_unet, px=512)
@@ -491,7 +494,7 @@ def build_parser() -> runtime.ArgumentParser:
 
     loading = add_command(benchmark_loading, px=None)
     loading.add_argument("--model_dir", help="keeps the files, or measures those there; unset: a temporary folder")
-    loading.add_argument("--file_dtype", choices=tuple(runtime.DTYPES), default="fp32", help="of files written")
+    loading.add_argument("--file_dtype", choices=tuple(DTYPES), default="fp32", help="of files written")
 
     full_run = add_command(benchmark_full_run, px=256)
     full_run.add_argument("--num_frames", type=int, default=2)
@@ -509,10 +512,10 @@ def build_parser() -> runtime.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command."""
     args = build_parser().parse_args(arguments)
-    runtime.set_up_logging()
+    set_up_logging()
     torch.manual_seed(0)
     args.run(args)
 
 
 if __name__ == "__main__":
-    sys.exit(runtime.run_program(main))
+    sys.exit(run_program(main))

@@ -9,21 +9,21 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 from diffusers import AutoencoderKL
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from vexpress import runtime
-from vexpress.checkpoints import LAYOUT, save_frozen_parts
+from vexpress.cli.parser import ArgumentParser
+from vexpress.cli.program import run_program
+from vexpress.model_folder import LAYOUT
+from vexpress.weights import save_frozen_parts
 
 UNET_CONFIG_PATH = Path(__file__).resolve().parents[1] / "training_configs" / "tiny_cpu" / "unet.json"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Writes the folder."""
-    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", default="runs/tiny_cpu/model_ckpts")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
@@ -55,4 +55,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(runtime.run_program(main))
+    sys.exit(run_program(main))

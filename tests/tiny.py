@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from vexpress.checkpoints import save_frozen_parts, save_networks
-from vexpress.diffusion import build_scheduler
+from vexpress.diffusion.schedule import build_scheduler
 from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
 from vexpress.pipeline import VExpressPipeline
+from vexpress.weights import save_frozen_parts, save_networks
 
 DATA_DIR = Path(__file__).parent / "data"
 SHARED_DIR = Path(__file__).parents[2] / "shared"

@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from vexpress.audio_features import audio_windows, encode_audio, num_audio_steps
-from vexpress.checkpoints import ModelPaths, load_audio_encoder, load_networks, load_vae
-from vexpress.diffusion import build_scheduler, scale_latents, share_noise, unscale_latents, vae_downsampling
-from vexpress.media.denoise import stream_denoise
+from vexpress.diffusion.guidance import guided
+from vexpress.diffusion.latents import scale_latents, unscale_latents, vae_downsampling
+from vexpress.diffusion.sampling import sample
+from vexpress.diffusion.schedule import build_scheduler, share_noise
+from vexpress.diffusion.windows import context_windows, own_windows
+from vexpress.errors import InputError
 from vexpress.media.keypoints import draw_v_kps
-from vexpress.media.video import stream_median_filter
+from vexpress.media.smoothing import stream_denoise, stream_median_filter
+from vexpress.model_folder import ModelPaths
 from vexpress.models import AudioProjection, Conditions, DenoisingUNet, ReferenceNet, VKpsGuider
-from vexpress.runtime import InputError
-from vexpress.sampling import context_windows, guided, own_windows, sample
+from vexpress.weights import load_audio_encoder, load_networks, load_vae
 
 FRAMES_PER_BATCH = 8  # keypoint images encoded, and latents decoded, at once
 AUDIO_BATCH = 1024  # frames whose audio is projected at once

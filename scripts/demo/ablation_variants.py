@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from scripts.demo.ablation_report import FULL, SHORTCUT
 from scripts.demo.shortcut_dataset import NOSE_SHIFT
-from vexpress.config import TrainConfig, load_config
-from vexpress.evaluation.ablation import FULL, SHORTCUT
+from vexpress.training.config import TrainConfig, load_config
 
 STAGES = ("stage_1", "stage_2", "stage_3")
 WITH_AUDIO = STAGES[1:]

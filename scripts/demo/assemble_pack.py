@@ -12,31 +12,25 @@ import sys
 import wave
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import numpy as np
 import torch
 from PIL import Image
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
+from scripts.demo.drawn_faces import draw_frame
+from scripts.demo.drawn_people import draw_motion, draw_person, mouth_from_speech
 from scripts.demo.make_drawn_dataset import SAMPLING_RATE_HZ, speak
-from vexpress import runtime
-from vexpress.checkpoints import (
-    INFERENCE_DEFAULTS,
-    LAYOUT,
-    ModelPaths,
-    load_networks,
-    load_vae,
-    save_frozen_parts,
-    save_networks,
-)
-from vexpress.data.drawn_faces import draw_frame
-from vexpress.data.drawn_people import draw_motion, draw_person, mouth_from_speech
+from vexpress.cli.parser import ArgumentParser
+from vexpress.cli.program import run_program
+from vexpress.errors import InputError
+from vexpress.files import replacing
+from vexpress.logs import set_up_logging
 from vexpress.media.audio import Audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.keypoints import KpsSequence, save_kps
 from vexpress.media.video import read_frames, write_video
-from vexpress.runtime import InputError
+from vexpress.model_folder import INFERENCE_DEFAULTS, LAYOUT, ModelPaths
+from vexpress.weights import load_networks, load_vae, save_frozen_parts, save_networks
 
 logger = logging.getLogger("assemble_pack")
 
@@ -90,7 +84,7 @@ def write_examples(folder: Path, face_models: Path) -> None:
 
 def write_wav(path: Path, waveform: np.ndarray) -> None:
     """Writes (n) float32 in -1..1 at 16 kHz as 16-bit PCM."""
-    with runtime.replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
+    with replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLING_RATE_HZ)
@@ -99,11 +93,11 @@ def write_wav(path: Path, waveform: np.ndarray) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Writes the pack."""
-    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--pack_dir", type=Path, required=True)
     args = parser.parse_args(arguments)
-    runtime.set_up_logging()
+    set_up_logging()
     work, pack = args.work_dir, args.pack_dir
 
     # 1. networks
@@ -130,4 +124,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(runtime.run_program(main))
+    sys.exit(run_program(main))

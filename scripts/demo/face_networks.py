@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vexpress import runtime
+from vexpress.files import replacing
 
 SHRINK = 4  # from insightface's picture to the detector's
 FINE_PX = 16  # side of a cell of the fine grid, in insightface's picture
@@ -161,7 +161,7 @@ NETWORKS = {"detection": (Detector, 512), "landmarks": (Landmarks, 192), "recogn
 def export_network(name: str, network: nn.Module, folder: Path) -> Path:
     """Writes <folder>/<name>.onnx, with a dynamic size for the detector; leaves the network in evaluation mode."""
     size_px = NETWORKS[name][1]
-    with warnings.catch_warnings(), runtime.replacing(folder / f"{name}.onnx") as temporary:
+    with warnings.catch_warnings(), replacing(folder / f"{name}.onnx") as temporary:
         warnings.simplefilter("ignore")  # the exporter's, on the tracing of sizes that this code keeps out of Python
         torch.onnx.export(
             network.eval(), (torch.zeros(1, 3, size_px, size_px),), str(temporary), input_names=["input"],

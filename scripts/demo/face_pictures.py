@@ -6,8 +6,8 @@ import logging
 import cv2
 import numpy as np
 
-from vexpress.data.drawn_faces import DrawnFrame, draw_frame
-from vexpress.data.drawn_people import Motion, Person, draw_motion, draw_person
+from scripts.demo.drawn_faces import DrawnFrame, draw_frame
+from scripts.demo.drawn_people import Motion, Person, draw_motion, draw_person
 
 logger = logging.getLogger("face_pictures")
 

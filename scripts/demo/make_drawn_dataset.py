@@ -19,19 +19,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from vexpress import runtime
-from vexpress.data.drawn_faces import draw_frame, face_info
-from vexpress.data.drawn_people import draw_motion, draw_person, mouth_from_speech
+from scripts.demo.drawn_faces import draw_frame, face_info
+from scripts.demo.drawn_people import draw_motion, draw_person, mouth_from_speech
+from vexpress.cli.parser import ArgumentParser
+from vexpress.cli.program import run_program
 from vexpress.data.formats import save_face_info
+from vexpress.errors import InputError
+from vexpress.files import replacing
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.video import write_video
-from vexpress.runtime import InputError
 
 SAMPLING_RATE_HZ = 16000
 SENTENCES = json.loads((Path(__file__).parent / "sentences.json").read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ def write_drawn_clip(
     audio = Audio(torch.from_numpy(waveform)[None], SAMPLING_RATE_HZ)
     write_video(folder / paths["video"], (frame.pixels for frame in frames), fps, audio, crf=10, keyframe_interval=30)
     save_face_info(folder / paths["face_info"], face_info(frames))
-    with runtime.replacing(folder / paths["labels"]) as temporary:
+    with replacing(folder / paths["labels"]) as temporary:
         np.savez(temporary, mouth=mouth, probes=np.stack([frame.probes for frame in frames]))
     paths["audio_embeds"] = f"audio_embeds/{name}.safetensors"
     return paths | {"duration": num_frames / fps, "fps": fps, "num_frames": num_frames} | facts
@@ -114,7 +114,7 @@ def write_drawn_clip(
 
 def main(arguments: list[str] | None = None) -> None:
     """Writes the dataset."""
-    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--split", choices=sorted(SPLITS), default="train")
     parser.add_argument("--num_clips", type=int, default=400)
@@ -139,10 +139,10 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     with multiprocessing.get_context("spawn").Pool(args.num_processes) as pool:
         rows = list(tqdm(pool.imap(write, range(args.num_clips)), "clips", args.num_clips))
-    with runtime.replacing(folder / "metadata.json") as temporary:
+    with replacing(folder / "metadata.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(f"{folder / 'metadata.json'}: {len(rows)} clips of drawn faces")
 
 
 if __name__ == "__main__":
-    sys.exit(runtime.run_program(main))
+    sys.exit(run_program(main))

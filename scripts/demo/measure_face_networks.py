@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.demo.drawn_faces import INNER_LIPS, draw_frame
+from scripts.demo.drawn_people import Person, draw_person
 from scripts.demo.face_pictures import degrade, draw_clutter, draw_moment, redress
-from vexpress.data.drawn_faces import INNER_LIPS, draw_frame
-from vexpress.data.drawn_people import Person, draw_person
 from vexpress.media.faces import Face, FaceAnalyzer
 from vexpress.media.video import read_frames, write_video
 

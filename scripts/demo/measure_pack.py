@@ -15,22 +15,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import numpy as np
 import torch
 from PIL import Image
 
-import inference
-from vexpress import runtime
-from vexpress.checkpoints import LAYOUT
+from scripts.demo.mouth_meter import STILL, measure_mouth
+from vexpress.cli import generate as inference
+from vexpress.cli.parser import ArgumentParser
+from vexpress.cli.program import run_program
 from vexpress.data.formats import load_face_info
-from vexpress.evaluation.mouth import STILL, measure_mouth
+from vexpress.errors import InputError
+from vexpress.files import replacing
+from vexpress.logs import set_up_logging
 from vexpress.media.audio import load_audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.video import read_frames
+from vexpress.model_folder import LAYOUT
 from vexpress.pipeline import VExpressPipeline
-from vexpress.runtime import InputError
 
 logger = logging.getLogger("measure_pack")
 
@@ -208,13 +209,13 @@ def load_options(model_dir: Path, flags: Sequence[str] = ()) -> dict:
 
 def main(arguments: list[str] | None = None) -> None:
     """Prints and writes the figures."""
-    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model_dir", type=Path, default=Path("vexpress/demo_pack"))
     parser.add_argument("--clips_dir", type=Path, help="drawn dataset; unset: MODEL_DIR/heldout")
     parser.add_argument("--output_path", type=Path, help="JSON to write")
     parser.add_argument("--num_clips", type=int, default=10)
     args, sampling_flags = parser.parse_known_args(arguments)
-    runtime.set_up_logging(logging.WARNING)
+    set_up_logging(logging.WARNING)
     options = load_options(args.model_dir, sampling_flags)
     pipeline = VExpressPipeline.from_pretrained(args.model_dir)
     pipeline.set_progress_bar_config(disable=True)
@@ -223,10 +224,10 @@ def main(arguments: list[str] | None = None) -> None:
     figures = measure(pipeline, analyzer, clips, **options)
     figures = {name: round(float(value), 3) for name, value in figures.items()}
     if args.output_path:
-        with runtime.replacing(args.output_path) as temporary:
+        with replacing(args.output_path) as temporary:
             temporary.write_text(json.dumps(figures, indent=1) + "\n")
     print("\n".join(f"{name:28} {value:8.3f}" for name, value in figures.items()))
 
 
 if __name__ == "__main__":
-    sys.exit(runtime.run_program(main))
+    sys.exit(run_program(main))

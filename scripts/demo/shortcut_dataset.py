@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vexpress.config import DataConfig
+from vexpress.data.config import DataConfig
 from vexpress.data.dataset import TalkingFaceDataset
 from vexpress.data.formats import PATH_KEYS, load_face_info, load_metadata, save_face_info
-from vexpress.runtime import InputError, replacing
+from vexpress.errors import InputError
+from vexpress.files import replacing
 
 NOSE = 2  # among the five keypoints
 NOSE_SHIFT = 0.2  # in distances between the eyes, with the mouth wide open: 4 px in pictures 96 px wide

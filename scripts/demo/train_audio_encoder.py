@@ -13,16 +13,17 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import librosa
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from vexpress import runtime
 from vexpress.audio_features import audio_windows, encode_audio, step_samples
+from vexpress.cli.parser import ArgumentParser
+from vexpress.cli.program import run_program
+from vexpress.files import replacing
+from vexpress.logs import set_up_logging
 from vexpress.media.audio import load_audio
 
 logger = logging.getLogger("train_audio_encoder")
@@ -95,7 +96,7 @@ def probe(encoder: Wav2Vec2Model, processor, train: tuple, heldout: tuple) -> di
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains, reports and saves."""
-    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--heldout_dir", required=True)
     parser.add_argument("--output_dir", required=True)
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--save_steps", type=int, default=250)
     args = parser.parse_args(arguments)
-    runtime.set_up_logging()
+    set_up_logging()
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -148,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
         if (step + 1) % args.save_steps == 0 or step + 1 == args.num_steps:
             logger.info("step %d log-mel error %.3f", step + 1, np.mean(losses))
             losses = []
-            with runtime.replacing(state_path) as temporary:
+            with replacing(state_path) as temporary:
                 state = {"encoder": encoder.state_dict(), "head": head.state_dict(), "step": step + 1}
                 torch.save(state | {"optimizer": optimizer.state_dict()}, temporary)
     encoder.eval()
@@ -160,4 +161,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(runtime.run_program(main))
+    sys.exit(run_program(main))

@@ -15,14 +15,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scripts.demo.drawn_faces import INNER_LIPS, OUTER_LIPS, DrawnFrame
 from scripts.demo.face_networks import FINE_PX, LEVELS, NETWORKS, SHRINK, Detector, export_network
 from scripts.demo.face_pictures import (
     CANVAS_PX,
@@ -35,9 +34,11 @@ from scripts.demo.face_pictures import (
     recoloured,
 )
 from scripts.demo.measure_face_networks import measure
-from vexpress import runtime
-from vexpress.data.drawn_faces import INNER_LIPS, OUTER_LIPS, DrawnFrame
-from vexpress.runtime import InputError
+from vexpress.cli.parser import ArgumentParser
+from vexpress.cli.program import run_program
+from vexpress.errors import InputError
+from vexpress.files import replacing
+from vexpress.logs import set_up_logging
 
 logger = logging.getLogger("train_face_networks")
 
@@ -226,7 +227,7 @@ def train(name: str, num_steps: int, learning_rate: float, pool: Callable[[], Po
             left = (num_steps - step - 1) * pace / 60
             logger.info("%s: step %d of %d, loss %.4f, %.2f s per step, %.0f min left",
                         name, step + 1, num_steps, np.mean(losses), pace, left)  # fmt: skip
-            with runtime.replacing(state_path) as temporary:
+            with replacing(state_path) as temporary:
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
                 torch.save(state, temporary)
             export_network(name, network, exports)
@@ -235,7 +236,7 @@ def train(name: str, num_steps: int, learning_rate: float, pool: Callable[[], Po
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains, exports and measures the three networks."""
-    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--num_people", type=int, default=1200, help="to train on")
     parser.add_argument("--num_heldout_people", type=int, default=96, help="to measure on")
@@ -247,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, least in (("num_people", 2), ("num_heldout_people", 1), *((f"{name}_steps", 1) for name in NETWORKS)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)}: must be {least} or more")
-    runtime.set_up_logging()
+    set_up_logging()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     for part in ("states", "models/buffalo_l"):
@@ -256,10 +257,10 @@ def main(arguments: list[str] | None = None) -> None:
     for name in NETWORKS:
         train(name, getattr(args, f"{name}_steps"), args.learning_rate, pool, args.output_dir)
     report = measure(args.output_dir, args.num_heldout_people)
-    with runtime.replacing(args.output_dir / "report.json") as temporary:
+    with replacing(args.output_dir / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
-    sys.exit(runtime.run_program(main))
+    sys.exit(run_program(main))

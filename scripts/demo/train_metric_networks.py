@@ -20,8 +20,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import cv2
 import numpy as np
 import torch
@@ -29,10 +27,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vexpress import runtime
-from vexpress.data.drawn_faces import draw_frame
-from vexpress.data.drawn_people import HAIR_STYLES, draw_motion, draw_person
+from scripts.demo.drawn_faces import draw_frame
+from scripts.demo.drawn_people import HAIR_STYLES, draw_motion, draw_person
+from vexpress.cli.parser import ArgumentParser
+from vexpress.cli.program import run_program
 from vexpress.data.formats import load_face_info, load_metadata
+from vexpress.errors import InputError
 from vexpress.evaluation.clips import read_clip
 from vexpress.evaluation.features import CLIP_FRAMES, EXTRA_FILE
 from vexpress.evaluation.frechet import compute_frechet_distance
@@ -51,8 +51,9 @@ from vexpress.evaluation.syncnet import (
     save_syncnet,
     score_sync,
 )
+from vexpress.files import replacing
+from vexpress.logs import set_up_logging
 from vexpress.media.audio import load_audio
-from vexpress.runtime import InputError
 
 logger = logging.getLogger("train_metric_networks")
 
@@ -324,7 +325,7 @@ def train(
                 "%s: step %d of %d, loss %.4f, %.0f ms", name, step + 1, num_steps, np.mean(losses[-100:]), milliseconds
             )
         if time.monotonic() - saved > SAVE_SECONDS or step + 1 == num_steps:
-            with runtime.replacing(path) as temporary:
+            with replacing(path) as temporary:
                 parts = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
                 torch.save(parts, temporary)
             saved = time.monotonic()
@@ -334,7 +335,7 @@ def train(
 def save_script(path: Path, network: nn.Module, facts: dict) -> torch.jit.ScriptModule:
     """Writes TorchScript with the facts that `vexpress.evaluation.features` reads."""
     script = torch.jit.script(network)
-    with runtime.replacing(path) as temporary:
+    with replacing(path) as temporary:
         torch.jit.save(script, str(temporary), _extra_files={EXTRA_FILE: json.dumps(facts)})
     return script
 
@@ -410,7 +411,7 @@ def measure_sync(network: SyncNet, clips: list[DrawnClip]) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains and measures the three networks."""
-    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", type=Path, required=True, help="drawn clips, see make_drawn_dataset.py")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--num_people", type=int, default=2000, help="drawn for the features of pictures")
@@ -422,7 +423,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("num_people", "num_clips", "fid_steps", "fvd_steps", "sync_steps"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: must be 1 or more")
-    runtime.set_up_logging()
+    set_up_logging()
     output, states = args.output_dir, args.output_dir / "states"
     states.mkdir(parents=True, exist_ok=True)
     read = functools.cache(lambda: load_clips(args.data_dir / "metadata.json", args.num_clips))
@@ -437,7 +438,7 @@ def main(arguments: list[str] | None = None) -> None:
     def finish(name: str, figures: dict[str, float]) -> None:
         report[name] = figures
         logger.info("%s: %s", name, ", ".join(f"{what} {value:.3f}" for what, value in figures.items()))
-        with runtime.replacing(report_path) as temporary:
+        with replacing(report_path) as temporary:
             temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     if "fid" not in report:
@@ -468,4 +469,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(runtime.run_program(main))
+    sys.exit(run_program(main))

@@ -13,18 +13,19 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from vexpress import runtime
-from vexpress.data.drawn_faces import DrawnFrame, draw_frame
-from vexpress.data.drawn_people import draw_motion, draw_person
+from scripts.demo.drawn_faces import DrawnFrame, draw_frame
+from scripts.demo.drawn_people import draw_motion, draw_person
+from vexpress.cli.parser import ArgumentParser
+from vexpress.cli.program import run_program
 from vexpress.data.transforms import lip_mask_box
+from vexpress.files import replacing
+from vexpress.logs import set_up_logging
 from vexpress.training.muon import Muon
 
 logger = logging.getLogger("train_vae")
@@ -146,7 +147,7 @@ def set_latent_statistics(vae: AutoencoderKL, rng: np.random.Generator, size_px:
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains both phases."""
-    parser = runtime.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--joint_steps", type=int, default=1700)
     parser.add_argument("--decoder_steps", type=int, default=1200)
@@ -154,7 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=96, help="px")
     parser.add_argument("--save_steps", type=int, default=250)
     args = parser.parse_args(arguments)
-    runtime.set_up_logging()
+    set_up_logging()
     torch.manual_seed(TRAIN_SEED)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
             logger.info("step %d loss %.4f %s %.2f s/step", step + 1, np.mean(losses), figures, pace)
             losses, since = [], time.time()
             statistics = {name: vae.config[name] for name in ("latents_mean", "latents_std")}
-            with runtime.replacing(state_path) as temporary:
+            with replacing(state_path) as temporary:
                 state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict()}
                 torch.save(state | {"statistics": statistics, "step": step + 1}, temporary)
         if ended:
@@ -207,4 +208,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(runtime.run_program(main))
+    sys.exit(run_program(main))

@@ -21,8 +21,8 @@ from scripts.demo.measure_pack import (
     measure_mouth,
 )
 from tests.demo.pack import PACK_DIR, clips, options, pipeline  # noqa: F401
-from vexpress.checkpoints import LAYOUT
 from vexpress.media.faces import FaceAnalyzer
+from vexpress.model_folder import LAYOUT
 
 NUM_CLIPS = 8
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-import inference
 from scripts.demo.measure_pack import follow, generate, load_clips
 from tests.demo.pack import PACK_DIR, load_pipeline, options, pipeline  # noqa: F401
+from vexpress.cli import generate as inference
+from vexpress.cli.program import run_program
 from vexpress.media.keypoints import RETARGET_STRATEGIES, load_kps
 from vexpress.media.video import probe_video, read_frames
-from vexpress.runtime import run_program
 
 ROOT = Path(__file__).parents[2]
 MOST_BYTES = 25 * 10**6

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from scripts import benchmark
-from vexpress.checkpoints import ModelPaths, load_networks
-from vexpress.runtime import InputError
+from vexpress.errors import InputError
+from vexpress.model_folder import ModelPaths
+from vexpress.weights import load_networks
 
 
 def table(capsys) -> dict[str, list[str]]:

@@ -12,9 +12,9 @@ import filelock
 import huggingface_hub
 import pytest
 
-from scripts import download_models
 from tests.hub_server import HubServer
-from vexpress.runtime import run_program
+from vexpress.cli import download as download_models
+from vexpress.cli.program import run_program
 
 SCRIPT_PATH = Path(download_models.__file__)
 RELEASED = "tk93/V-Express"

@@ -8,18 +8,19 @@ import cv2
 import numpy as np
 import pytest
 
-from scripts import evaluate as program
 from tests import tiny
 from tests.clips import write_dataset
 from tests.face_models import build_face_models
 from tests.unit.evaluation import talkers
+from vexpress.cli import evaluate as program
+from vexpress.cli.program import run_program
+from vexpress.errors import InputError
 from vexpress.evaluation.clips import Pair, pair_folders
 from vexpress.evaluation.evaluate import evaluate, find_networks, load_networks
 from vexpress.evaluation.measure import Networks, Settings
 from vexpress.evaluation.report import Report
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.video import read_frames, write_video
-from vexpress.runtime import InputError, run_program
 
 SETTINGS = Settings(max_seconds=1.6, num_resamples=50, num_distance_resamples=5)
 NUM_FRAMES = 40

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from tests.face_models import build_face_models, draw_face
+from vexpress.cli.program import run_program
+from vexpress.errors import InputError
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.keypoints import load_kps
-from vexpress.runtime import InputError, run_program
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "extract_kps_sequence_and_audio.py"
 FPS, RATE_HZ, NUM_FRAMES = 25, 22050, 8

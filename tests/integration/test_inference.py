@@ -15,11 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-import inference
 from tests import tiny
 from tests.face_models import build_face_models, draw_face
+from vexpress.cli import generate as inference
+from vexpress.cli.program import run_program
+from vexpress.errors import InputError
 from vexpress.media.keypoints import KpsSequence, save_kps
-from vexpress.runtime import InputError, run_program
 
 ROOT = Path(__file__).parents[2]
 SAMPLES_DIR = tiny.SHARED_DIR / "samples"

@@ -8,9 +8,9 @@ from PIL import Image
 from tests import tiny
 from vexpress import audio_features
 from vexpress.audio_features import audio_windows, encode_audio
-from vexpress.diffusion import SCHEDULERS, build_scheduler
-from vexpress.media.denoise import stream_denoise
-from vexpress.runtime import InputError
+from vexpress.diffusion.schedule import SCHEDULERS, build_scheduler
+from vexpress.errors import InputError
+from vexpress.media.smoothing import stream_denoise
 
 NUM_FRAMES = 7
 SIZE = 64
@@ -95,7 +95,7 @@ def test_output_types_agree(pipe, inputs):
 def test_median_filter_is_what_the_flag_says(pipe, inputs):
     plain = pipe(**inputs, output_type="pt", median_filter=False).frames
     smooth = pipe(**inputs, output_type="pt").frames
-    from vexpress.media.video import median_filter
+    from vexpress.media.smoothing import median_filter
 
     expected = median_filter(plain.transpose(0, 1), 3).transpose(0, 1)
     torch.testing.assert_close(smooth, expected)

@@ -16,11 +16,11 @@ import pytest
 
 from tests import tiny
 from tests.face_models import build_face_models, draw_face
+from vexpress.cli.program import run_program
 from vexpress.data.formats import FaceInfo, load_audio_embeds, load_face_info, load_metadata, save_face_info
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.video import probe_video, read_frames, write_video
-from vexpress.runtime import run_program
 
 SCRIPTS_DIR = Path(__file__).parents[2] / "scripts" / "prepare_dataset"
 TRAINING_CLIP_DIR = tiny.SHARED_DIR / "samples" / "training_clip"
@@ -271,7 +271,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_done(tmp_path, prepare, few_
     def full(*_, **__):
         raise OSError(28, "No space left on device", "000.mp4")
 
-    monkeypatch.setattr("vexpress.data.prepare.write_video", full)
+    monkeypatch.setattr("vexpress.prepare.source.write_video", full)
     assert prepare(input_dir=few_dir, output_dir=tmp_path / "out") == 2
     assert "no space left" in capsys.readouterr().err
     assert list((tmp_path / "out" / "clips").iterdir()) == []

@@ -15,15 +15,17 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from omegaconf import OmegaConf
 
-import inference
-import train
 from tests import tiny
 from tests.clips import write_dataset
-from vexpress.checkpoints import ModelPaths, load_networks
-from vexpress.config import load_config
-from vexpress.runtime import InputError, run_program
-from vexpress.training.draws import draw
+from vexpress.cli import generate as inference
+from vexpress.cli import train
+from vexpress.cli.program import run_program
+from vexpress.errors import InputError
+from vexpress.model_folder import ModelPaths
+from vexpress.training.config import load_config
+from vexpress.training.randomness import draw
 from vexpress.training.trainer import Trainer
+from vexpress.weights import load_networks
 
 ROOT = Path(__file__).parents[2]
 SAMPLES_DIR = tiny.SHARED_DIR / "samples"

@@ -11,7 +11,7 @@ from PIL import Image
 from tests import tiny
 from tests.tiny import recorded, relative_error
 from vexpress.audio_features import audio_windows
-from vexpress.diffusion import build_scheduler
+from vexpress.diffusion.schedule import build_scheduler
 from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
 
 TOLERANCE = 1e-5  # the first recording machine's rounding; a wrong factor or order shows at 1e-2

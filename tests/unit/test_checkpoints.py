@@ -9,16 +9,10 @@ import safetensors.torch
 import torch
 
 from tests import tiny
-from vexpress.checkpoints import (
-    LAYOUT,
-    ModelPaths,
-    load_audio_encoder,
-    load_networks,
-    load_vae,
-    read_state_dict,
-)
+from vexpress.errors import InputError
+from vexpress.model_folder import LAYOUT, ModelPaths
 from vexpress.pipeline import VExpressPipeline
-from vexpress.runtime import InputError
+from vexpress.weights import load_audio_encoder, load_networks, load_vae, read_state_dict
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vexpress.config import REPLACED_KEYS, load_config, save_config
-from vexpress.runtime import InputError
+from vexpress.errors import InputError
+from vexpress.training.config import REPLACED_KEYS, load_config, save_config
 
 CONFIGS_DIR = Path(__file__).parents[2] / "training_configs"
 SHIPPED = sorted(path for path in CONFIGS_DIR.rglob("*.yaml"))

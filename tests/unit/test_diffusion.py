@@ -5,7 +5,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from tests import tiny
-from vexpress.diffusion import scale_latents, share_noise, unscale_latents, vae_downsampling
+from vexpress.diffusion.latents import scale_latents, unscale_latents, vae_downsampling
+from vexpress.diffusion.schedule import share_noise
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from tests.tiny import CASES
-from vexpress.diffusion import SCHEDULERS, build_scheduler
-from vexpress.sampling import average_windows, context_windows, guided, sample
+from vexpress.diffusion.guidance import guided
+from vexpress.diffusion.sampling import sample
+from vexpress.diffusion.schedule import SCHEDULERS, build_scheduler
+from vexpress.diffusion.windows import average_windows, context_windows
 
 
 @pytest.mark.parametrize("key", CASES["context_windows"])

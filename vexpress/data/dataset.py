@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from vexpress.audio_features import audio_windows
-from vexpress.config import DataConfig
-from vexpress.data.decode import count_frames, read_frames_at
+from vexpress.data.config import DataConfig
 from vexpress.data.formats import ClipRecord, load_audio_embeds, load_face_info, load_metadata
 from vexpress.data.transforms import (
     central_geometry,
@@ -36,9 +35,10 @@ from vexpress.data.transforms import (
     transform_kps,
     transform_points,
 )
+from vexpress.errors import InputError
 from vexpress.media.keypoints import draw_v_kps
+from vexpress.media.random_access import count_frames, read_frames_at
 from vexpress.media.video import probe_video
-from vexpress.runtime import InputError
 
 logger = logging.getLogger(__name__)
 

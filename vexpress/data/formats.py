@@ -14,8 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from vexpress.errors import InputError
+from vexpress.files import replacing
 from vexpress.media.keypoints import NUMPY_SAFE_GLOBALS
-from vexpress.runtime import InputError, replacing
 
 FACE_INFO_SUFFIXES = (".npz", ".pt", ".pth")
 AUDIO_EMBEDS_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")

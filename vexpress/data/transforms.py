@@ -13,6 +13,9 @@ from einops import rearrange
 from torch import Tensor
 
 LIPS = slice(52, 72)  # of the 106 landmarks
+# insightface's 106 points: 12 around the lips from the viewer's left corner over the top, and 8 around the opening.
+OUTER_LIPS = [52, 64, 63, 71, 67, 68, 61, 58, 59, 53, 56, 55]
+INNER_LIPS = [65, 66, 62, 70, 69, 57, 60, 54]
 
 
 @dataclass(frozen=True)

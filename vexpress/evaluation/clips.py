@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vexpress.data.extract import VIDEO_SUFFIXES
 from vexpress.data.formats import load_metadata
+from vexpress.errors import InputError
 from vexpress.media.video import constant_rate, probe_video, read_frames
-from vexpress.runtime import InputError
+from vexpress.prepare.extract import VIDEO_SUFFIXES
 
 NUM_NAMED = 5  # in a message
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from vexpress.errors import InputError
 from vexpress.evaluation.clips import Pair, Problem
 from vexpress.evaluation.faces import load_analyzer
 from vexpress.evaluation.features import ClipFeatures, FrameFeatures
@@ -14,7 +15,6 @@ from vexpress.evaluation.pictures import save_pictures
 from vexpress.evaluation.report import Report, save_report
 from vexpress.evaluation.rows import build_group_rows, build_rows
 from vexpress.evaluation.syncnet import load_syncnet
-from vexpress.runtime import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from vexpress.runtime import InputError, first_line
+from vexpress.errors import InputError, first_line
 
 EXTRA_FILE = "evaluation.json"
 CLIP_FRAMES = 16

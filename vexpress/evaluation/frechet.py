@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vexpress.runtime import InputError
+from vexpress.errors import InputError
 
 MIN_SAMPLES = 2
 

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vexpress.data.decode import count_frames, read_frames_at
 from vexpress.data.formats import load_face_info
+from vexpress.errors import InputError
 from vexpress.evaluation.clips import Pair, Problem
+from vexpress.files import replacing
 from vexpress.media.audio import Audio, load_audio
+from vexpress.media.random_access import count_frames, read_frames_at
 from vexpress.media.video import probe_video, write_video
 from vexpress.pipeline import VExpressPipeline
-from vexpress.runtime import InputError, replacing
 
 SETTINGS_NAME = "generation.json"
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from vexpress.runtime import InputError
+from vexpress.errors import InputError
 
 SSIM_WINDOW_PX = 11  # of the Gaussian window with a standard deviation of 1.5, as in the paper of SSIM
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.demo.mouth_meter import measure_mouth
 from vexpress.data.formats import load_face_info
+from vexpress.errors import InputError
 from vexpress.evaluation.clips import Clip, Pair, Problem, read_clip
 from vexpress.evaluation.faces import FaceTrack, find_faces, measure_kps_distance, measure_similarity
 from vexpress.evaluation.features import CLIP_FRAMES, ClipFeatures, FrameFeatures, NetworkFacts
 from vexpress.evaluation.images import fit_size, measure_psnr, measure_ssim
-from vexpress.evaluation.mouth import measure_mouth, mouth_from_landmarks
+from vexpress.evaluation.mouth import mouth_from_landmarks
 from vexpress.evaluation.syncnet import (
     FPS,
     RATE_HZ,
@@ -27,7 +29,6 @@ from vexpress.evaluation.syncnet import (
 from vexpress.media.audio import load_audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.video import probe_video
-from vexpress.runtime import InputError
 
 SILENT_LEVEL = 1e-4  # of full scale
 MOUTH_METERS = ("auto", "drawn", "landmarks")

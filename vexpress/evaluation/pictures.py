@@ -7,12 +7,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from vexpress.errors import InputError
 from vexpress.evaluation.clips import read_clip
 from vexpress.evaluation.images import fit_size
 from vexpress.evaluation.measure import PairMeasures, Settings
 from vexpress.evaluation.rows import METRICS, Row
+from vexpress.files import replacing
 from vexpress.media.audio import load_audio
-from vexpress.runtime import InputError, replacing
 
 RANKINGS = ("aperture_r", "sync_c", "ssim", "psnr")  # the first that is measured tells good clips from bad ones
 CELL_PX, NUM_FRAMES, TITLE_PX, GAP_PX = 160, 6, 26, 4

@@ -10,7 +10,7 @@ from vexpress.evaluation.bootstrap import Estimate
 from vexpress.evaluation.clips import Problem
 from vexpress.evaluation.measure import Networks, PairMeasures, Settings
 from vexpress.evaluation.rows import METRICS, Metric, Row
-from vexpress.runtime import replacing
+from vexpress.files import replacing
 
 ARROWS = {"higher": "↑", "lower": "↓", "zero": "→0", "": ""}
 NUM_SHOWN_PROBLEMS = 8

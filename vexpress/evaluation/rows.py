@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vexpress.errors import InputError
 from vexpress.evaluation.bootstrap import Estimate, estimate_distance, estimate_mean
 from vexpress.evaluation.clips import Problem
 from vexpress.evaluation.frechet import compute_frechet_distance, concatenate
 from vexpress.evaluation.measure import PairMeasures, Settings, correlate
 from vexpress.evaluation.syncnet import score_sync
-from vexpress.runtime import InputError
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ import scipy.ndimage as ndi
 import torch
 from torch import Tensor, nn
 
-from vexpress.checkpoints import read_state_dict
+from vexpress.errors import InputError, first_line
 from vexpress.evaluation.features import NetworkFacts, hash_prefix
-from vexpress.runtime import InputError, first_line, replacing
+from vexpress.files import replacing
+from vexpress.weights import read_state_dict
 
 FPS = 25
 RATE_HZ = 16000

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vexpress.runtime import InputError
+from vexpress.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-from vexpress.runtime import InputError
+from vexpress.errors import InputError
 
 MAX_16_BIT = 65535
 # What Pillow's readers raise on damaged files.

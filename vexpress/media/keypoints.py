@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vexpress.runtime import InputError, replacing
+from vexpress.errors import InputError
+from vexpress.files import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -1,11 +1,11 @@
-"""Video: probe, read, bring to a constant frame rate, write with sound, and smooth."""
+"""Video: probe, read, bring to a constant frame rate, and write with sound."""
 
 import collections
 import dataclasses
 import itertools
 import os
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 
-from vexpress.media.audio import Audio, decode_frames, file_start_seconds, media_streams, open_stream
-from vexpress.runtime import InputError, replacing
+from vexpress.errors import InputError
+from vexpress.files import replacing
+from vexpress.media.audio import Audio
+from vexpress.media.container import decode_frames, file_start_seconds, media_streams, open_stream
 
 MIN_FPS, MAX_FPS = 0.1, 240
 # Containers round timestamps to a millisecond: a frame that is late by less is on time.
@@ -265,97 +267,3 @@ def _audio_frame(audio: Audio, start: int, end: int) -> av.AudioFrame:
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=LAYOUTS[len(samples)])
     frame.sample_rate, frame.pts, frame.time_base = audio.sampling_rate_hz, start, Fraction(1, audio.sampling_rate_hz)
     return frame
-
-
-def median_filter(video: torch.Tensor, kernel_size: int) -> torch.Tensor:
-    """Smooths a clip with the median over kernel_size frames, rows and columns, per channel.
-
-    Beyond its borders the clip is mirrored about the border pixel, which is not repeated.
-
-    Args:
-        video: (c f h w) float.
-        kernel_size: odd number.
-
-    Source: the released smoothing of the finished clip; the border was found from its recorded result.
-    """
-    return torch.stack(list(stream_median_filter(video.unbind(1), kernel_size)), dim=1)
-
-
-def stream_median_filter(frames: Iterable[torch.Tensor], kernel_size: int) -> Iterator[torch.Tensor]:
-    """Smooths frames (c h w) as `median_filter` does the whole clip, while holding kernel_size of them.
-
-    Raises:
-        ValueError: kernel_size is not a positive odd number.
-    """
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size {kernel_size}: must be a positive odd number")
-    radius = kernel_size // 2
-
-    def padded(frame: torch.Tensor) -> torch.Tensor:
-        rows, columns = ([_mirrored(i, size) for i in range(-radius, size + radius)] for size in frame.shape[1:])
-        return frame[:, rows][:, :, columns]
-
-    for around, middle in stream_neighbours(map(padded, frames), radius):
-        neighbours = [around[_mirrored(i, len(around))] for i in range(middle - radius, middle + radius + 1)]
-        yield _median_of_neighbourhoods(neighbours, radius)
-
-
-def stream_neighbours(frames: Iterable[torch.Tensor], radius: int) -> Iterator[tuple[list[torch.Tensor], int]]:
-    """Gives, for each frame, those around it and its own index among them, while holding 2 * radius + 1 of them.
-
-    Lazily, and `radius` frames behind. At the clip's ends there are fewer frames on one side.
-    """
-    window: collections.deque[torch.Tensor] = collections.deque(maxlen=2 * radius + 1)
-    num_frames = 0
-
-    def neighbours(index: int) -> tuple[list[torch.Tensor], int]:
-        first = max(0, index - radius)
-        return list(window)[first - num_frames :], index - first
-
-    for frame in frames:
-        window.append(frame)
-        num_frames += 1
-        if num_frames > radius:
-            yield neighbours(num_frames - 1 - radius)
-    for index in range(max(0, num_frames - radius), num_frames):
-        yield neighbours(index)
-
-
-def _mirrored(index: int, size: int) -> int:
-    """Reflects an index beyond 0..size-1 back into it, as often as needed: -1 becomes 1, size becomes size - 2."""
-    period = max(1, 2 * (size - 1))
-    return min(index % period, -index % period)
-
-
-def _median_of_neighbourhoods(padded: Sequence[torch.Tensor], radius: int) -> torch.Tensor:
-    num_channels, height, width = padded[0].shape
-    rows, columns = height - 2 * radius, width - 2 * radius
-    offsets = list(itertools.product(range(2 * radius + 1), repeat=2))
-    channels = []
-    for c in range(num_channels):  # one at a time, since that fits the processor's cache
-        views = [frame[c, y : y + rows, x : x + columns] for frame in padded for y, x in offsets]
-        channels.append(_median(views))
-    return torch.stack(channels)
-
-
-def _median(values: list[torch.Tensor]) -> torch.Tensor:
-    """Elementwise median of an odd number of tensors; ten times faster than torch.median over their stack.
-
-    Among n // 2 + 2 of n values, the smallest and the largest cannot be the median: drop both, add a value, repeat.
-    """
-    num_pool = len(values) // 2 + 2
-    pool, rest = values[:num_pool], values[num_pool:]
-
-    def order(i: int, j: int) -> None:
-        pool[i], pool[j] = torch.minimum(pool[i], pool[j]), torch.maximum(pool[i], pool[j])
-
-    while len(pool) > 1:
-        last = len(pool) - 1
-        for i in range(len(pool) // 2):  # the smallest is now in the first half or the middle, the largest mirrored
-            order(i, last - i)
-        for i in range(1, last // 2 + 1):
-            order(0, i)
-        for i in range((last + 1) // 2, last):
-            order(i, last)
-        pool, rest = pool[1:-1] + rest[:1], rest[1:]
-    return pool[0]

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vexpress.checkpoints import MOTION_KEY, ModelPaths, build_networks, load_networks, read_state_dict
-from vexpress.config import TrainConfig
+from vexpress.errors import InputError
+from vexpress.model_folder import ModelPaths
 from vexpress.models import DenoisingUNet
-from vexpress.runtime import InputError
+from vexpress.training.config import TrainConfig
 from vexpress.training.stages import STAGES, TrainingNetworks
+from vexpress.weights import MOTION_KEY, build_networks, load_networks, read_state_dict
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vexpress.runtime import replacing
+from vexpress.files import replacing
 
 logger = logging.getLogger(__name__)
 

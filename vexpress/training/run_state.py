@@ -11,10 +11,11 @@ from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vexpress.checkpoints import INFERENCE_DEFAULTS, LAYOUT, read_config, save_networks
-from vexpress.config import TrainConfig, differing_keys, load_config
-from vexpress.runtime import InputError, first_line
+from vexpress.errors import InputError, first_line
+from vexpress.model_folder import INFERENCE_DEFAULTS, LAYOUT, read_config
+from vexpress.training.config import TrainConfig, differing_keys, load_config
 from vexpress.training.stages import TrainingNetworks
+from vexpress.weights import save_networks
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import torch
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType, ProjectConfiguration
 
-from vexpress.config import TrainConfig, format_config
-from vexpress.runtime import InputError
+from vexpress.errors import InputError
+from vexpress.training.config import TrainConfig, format_config
 from vexpress.training.initialize import build_training_networks
 from vexpress.training.muon import Muon
 from vexpress.training.stages import compute_memory_bytes, count_parameters, set_trainable

@@ -11,8 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vexpress.config import ModuleTrainingConfig
 from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
+from vexpress.training.config import ModuleTrainingConfig
 
 ALL = r".*"
 AUDIO_ATTENTION = r".*\.transformer_blocks\.\d+\.(attn2|norm2)\."

@@ -19,14 +19,17 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vexpress.checkpoints import SUFFIXES, load_vae
-from vexpress.config import TrainConfig, format_config, save_config
 from vexpress.data.dataset import SampleStream, TalkingFaceDataset
 from vexpress.data.formats import ClipRecord
-from vexpress.diffusion import build_scheduler, min_snr_weights, scale_latents, vae_downsampling, weighted_loss
-from vexpress.runtime import DTYPES, InputError
-from vexpress.training.draws import draw
+from vexpress.devices import DTYPES
+from vexpress.diffusion.latents import scale_latents, vae_downsampling
+from vexpress.diffusion.losses import min_snr_weights, weighted_loss
+from vexpress.diffusion.schedule import build_scheduler
+from vexpress.errors import InputError
+from vexpress.model_folder import SUFFIXES
+from vexpress.training.config import TrainConfig, format_config, save_config
 from vexpress.training.initialize import build_training_networks
+from vexpress.training.randomness import draw
 from vexpress.training.run_log import RunLog, describe_run
 from vexpress.training.run_state import RunState
 from vexpress.training.setup import build_accelerator, build_optimizer
@@ -35,6 +38,7 @@ from vexpress.training.stages import (
     half_frozen,
     set_trainable,
 )
+from vexpress.weights import load_vae
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
-from scripts.prepare_dataset import cache_latents as cache_latents_program
 from tests import tiny
 from tests.clips import AUDIO_DIM, make_face_info, make_frame, shown_index, write_clip, write_dataset
-from vexpress import runtime
 from vexpress.audio_features import audio_windows
-from vexpress.config import DataConfig
+from vexpress.cli import cache_latents as cache_latents_program
+from vexpress.cli.program import EXIT_BAD_INPUT, run_program
+from vexpress.data.config import DataConfig
 from vexpress.data.dataset import (
     LATENT_CACHE_KEYS,
     SampleStream,
@@ -35,9 +35,9 @@ from vexpress.data.formats import (
     save_metadata,
 )
 from vexpress.data.transforms import lip_mask_box
-from vexpress.diffusion import scale_latents
+from vexpress.diffusion.latents import scale_latents
+from vexpress.errors import InputError
 from vexpress.media.keypoints import draw_v_kps
-from vexpress.runtime import InputError
 
 ROOT = Path(__file__).parents[3]
 TRAINING_CLIP = ROOT.parent / "shared" / "samples" / "training_clip"
@@ -351,17 +351,17 @@ def test_malformed_row_is_named(tmp_path, clip):
 @pytest.fixture
 def cache_latents(monkeypatch, capsys, vae_path):
     """Runs the program with these flags; gives its exit code and what it printed."""
-    monkeypatch.setattr(runtime, "set_up_logging", lambda: None)
+    monkeypatch.setattr(cache_latents_program, "set_up_logging", lambda: None)
 
     def run(*flags: str | Path) -> tuple[int, str]:
         flags = ("--vae_path", vae_path, "--width", "32", "--height", "32", "--device", "cpu", *flags)
         monkeypatch.setattr(sys, "argv", ["cache_latents.py", *map(str, flags)])
         try:
-            code = runtime.run_program(cache_latents_program.main)
+            code = run_program(cache_latents_program.main)
         except SystemExit as error:
             code = error.code
         output = capsys.readouterr()
-        return code, output.out + (output.err if code == runtime.EXIT_BAD_INPUT else "")
+        return code, output.out + (output.err if code == EXIT_BAD_INPUT else "")
 
     return run
 
@@ -428,7 +428,7 @@ def test_latents_are_cached_once_and_missing_ones_named(tmp_path, cache_latents,
 )
 def test_program_names_the_flag(tmp_path, cache_latents, meta_path, flags, message):
     code, output = cache_latents("--meta_path", meta_path, "--cache_dir", tmp_path, *flags)
-    assert code == runtime.EXIT_BAD_INPUT
+    assert code == EXIT_BAD_INPUT
     assert message in output
     assert len(output.splitlines()) == 1
 

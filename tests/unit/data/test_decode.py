@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.clips import encode_video, make_frame, shown_index
-from vexpress.data import decode
-from vexpress.data.decode import count_frames, read_frames_at
+from vexpress.errors import InputError
+from vexpress.media import random_access as decode
+from vexpress.media.random_access import count_frames, read_frames_at
 from vexpress.media.video import read_frames
-from vexpress.runtime import InputError
 
 TRAINING_CLIP = Path(__file__).parents[4] / "shared" / "samples" / "training_clip"
 NUM_FRAMES = 70

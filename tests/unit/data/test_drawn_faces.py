@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vexpress.data.drawn_faces import INNER_LIPS, OUTER_LIPS, draw_frame
-from vexpress.data.drawn_people import draw_motion, draw_person, mouth_from_speech
+from scripts.demo.drawn_faces import INNER_LIPS, OUTER_LIPS, draw_frame
+from scripts.demo.drawn_people import draw_motion, draw_person, mouth_from_speech
 from vexpress.data.transforms import LIPS
 
 SIZE, FPS, RATE_HZ = 128, 30, 16000

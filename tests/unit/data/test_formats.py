@@ -19,7 +19,7 @@ from vexpress.data.formats import (
     save_face_info,
     save_metadata,
 )
-from vexpress.runtime import InputError
+from vexpress.errors import InputError
 
 TRAINING_CLIP = Path(__file__).parents[4] / "shared" / "samples" / "training_clip"
 NUM_FRAMES = 7

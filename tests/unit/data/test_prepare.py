@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from vexpress.data import prepare_folder
-from vexpress.data.extract import build_face_info, find_videos
-from vexpress.data.pieces import compute_crop, crop_frame, split_into_pieces
-from vexpress.data.prepare import PrepareSettings, Rejected, check_speech, cut_audio
-from vexpress.data.prepare_folder import Preparation, merge_records
+from vexpress.errors import InputError
 from vexpress.media.audio import Audio
 from vexpress.media.faces import Face, head_and_shoulders_box
-from vexpress.runtime import InputError
+from vexpress.prepare import folder as prepare_folder
+from vexpress.prepare.extract import build_face_info, find_videos
+from vexpress.prepare.folder import Preparation, merge_records
+from vexpress.prepare.pieces import compute_crop, crop_frame, split_into_pieces
+from vexpress.prepare.settings import PrepareSettings
+from vexpress.prepare.source import Rejected, check_speech, cut_audio
 
 HERE, AWAY = [10, 10, 50, 60], [200, 10, 240, 60]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vexpress.data.workers import run_workers
-from vexpress.runtime import InputError
+from vexpress.errors import InputError
+from vexpress.prepare.workers import run_workers
 
 
 @dataclass(frozen=True)

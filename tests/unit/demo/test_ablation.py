@@ -10,23 +10,9 @@ import pytest
 import torch
 import yaml
 
-from scripts import ablation as program
+from scripts.demo import ablation as program
 from scripts.demo import make_drawn_dataset
-from scripts.demo.ablation_variants import (
-    STAGES,
-    VARIANTS,
-    Settings,
-    build_configs,
-    frames_per_update,
-    frames_seen,
-)
-from scripts.demo.shortcut_dataset import NOSE_SHIFT, NeighbourReferenceDataset, write_leaking_keypoints
-from tests import tiny
-from vexpress.audio_features import encode_audio
-from vexpress.config import DataConfig, differing_keys
-from vexpress.data.dataset import TalkingFaceDataset
-from vexpress.data.formats import load_face_info, load_metadata, save_audio_embeds
-from vexpress.evaluation.ablation import (
+from scripts.demo.ablation_report import (
     FIGURES,
     FULL,
     PLAIN,
@@ -38,8 +24,24 @@ from vexpress.evaluation.ablation import (
     format_tables,
     read_results,
 )
+from scripts.demo.ablation_variants import (
+    STAGES,
+    VARIANTS,
+    Settings,
+    build_configs,
+    frames_per_update,
+    frames_seen,
+)
+from scripts.demo.shortcut_dataset import NOSE_SHIFT, NeighbourReferenceDataset, write_leaking_keypoints
+from tests import tiny
+from vexpress.audio_features import encode_audio
+from vexpress.cli.program import run_program
+from vexpress.data.config import DataConfig
+from vexpress.data.dataset import TalkingFaceDataset
+from vexpress.data.formats import load_face_info, load_metadata, save_audio_embeds
+from vexpress.errors import InputError
 from vexpress.media.audio import load_audio
-from vexpress.runtime import InputError, run_program
+from vexpress.training.config import differing_keys
 
 SIZE_PX, FPS, NUM_FRAMES = 64, 25, 40
 ROOT = Path(__file__).parents[3]

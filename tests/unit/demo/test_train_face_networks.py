@@ -9,8 +9,8 @@ import torch
 
 from scripts.demo import train_face_networks
 from scripts.demo.face_networks import CAUTION, FINE_PX, LEVELS, NETWORKS, SHRINK, Detector, export_network
+from vexpress.errors import InputError
 from vexpress.media.faces import FaceAnalyzer
-from vexpress.runtime import InputError
 
 
 @pytest.fixture(scope="module")

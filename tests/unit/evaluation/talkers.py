@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scripts.demo.drawn_faces import draw_frame, face_info
+from scripts.demo.drawn_people import draw_motion, draw_person, mouth_from_speech
 from tests.face_models import COLOURS, draw_face
-from vexpress.data.drawn_faces import draw_frame, face_info
-from vexpress.data.drawn_people import draw_motion, draw_person, mouth_from_speech
 from vexpress.data.formats import save_face_info
 from vexpress.evaluation.features import EXTRA_FILE, ClipFeatures, FrameFeatures
 from vexpress.evaluation.measure import Networks

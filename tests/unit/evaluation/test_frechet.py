@@ -3,9 +3,9 @@ import pytest
 import scipy.linalg
 import torch
 
+from vexpress.errors import InputError
 from vexpress.evaluation.bootstrap import estimate_distance, estimate_mean
 from vexpress.evaluation.frechet import compute_frechet_distance
-from vexpress.runtime import InputError
 
 
 def draw(seed: int, num: int, width: int) -> np.ndarray:

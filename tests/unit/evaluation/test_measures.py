@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.unit.evaluation.talkers import write_feature_networks
+from vexpress.errors import InputError
 from vexpress.evaluation.clips import Clip, pair_folders, pair_metadata
 from vexpress.evaluation.faces import FaceTrack, measure_kps_distance, measure_similarity
 from vexpress.evaluation.features import ClipFeatures, FrameFeatures
 from vexpress.evaluation.images import fit_size, measure_psnr, measure_ssim
 from vexpress.evaluation.measure import correlate
 from vexpress.evaluation.rows import derange
-from vexpress.runtime import InputError
 
 
 def track(bbox: np.ndarray, embedding: np.ndarray | None = None) -> FaceTrack:

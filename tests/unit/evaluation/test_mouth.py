@@ -4,10 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
-from vexpress.data.drawn_faces import draw_frame, face_info
-from vexpress.data.drawn_people import draw_motion, draw_person
-from vexpress.evaluation.mouth import STILL, measure_mouth, mouth_from_landmarks
-from vexpress.runtime import InputError
+from scripts.demo.drawn_faces import draw_frame, face_info
+from scripts.demo.drawn_people import draw_motion, draw_person
+from scripts.demo.mouth_meter import STILL, measure_mouth
+from vexpress.errors import InputError
+from vexpress.evaluation.mouth import mouth_from_landmarks
 
 NUM_FRAMES, FPS = 40, 30
 LIGHT, DARK = (238.0, 200, 170), (122.0, 82, 58)

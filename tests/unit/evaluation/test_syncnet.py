@@ -6,6 +6,7 @@ import safetensors.torch
 import torch
 
 from tests.unit.evaluation.talkers import SYNC_SIZES, loudness_syncnet
+from vexpress.errors import InputError
 from vexpress.evaluation.syncnet import (
     PADDING_VALUE,
     SyncNet,
@@ -17,7 +18,6 @@ from vexpress.evaluation.syncnet import (
     save_syncnet,
     score_sync,
 )
-from vexpress.runtime import InputError
 
 
 @pytest.mark.parametrize("shift", [-15, -6, 0, 1, 15])

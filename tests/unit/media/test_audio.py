@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from vexpress.errors import InputError
 from vexpress.media.audio import MAX_DRIFT_SECONDS, Audio, load_audio
-from vexpress.runtime import InputError
 
 SAMPLES = Path(__file__).parents[4] / "shared" / "samples"
 ODD_NAMES = (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vexpress.media.denoise import RADIUS, stream_denoise
+from vexpress.media.smoothing import RADIUS, stream_denoise
 
 
 def denoise(video: torch.Tensor, threshold: float) -> torch.Tensor:

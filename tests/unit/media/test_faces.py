@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.face_models import build_face_models, draw_face
+from vexpress.errors import InputError
 from vexpress.media.faces import Face, FaceAnalyzer, head_and_shoulders_box, track_face
-from vexpress.runtime import InputError
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vexpress.media.filmstrip import CELL_PX, GAP_PX, LABEL_PX, draw_filmstrip, frame_numbers, remember
+from vexpress.media.sheets import CELL_PX, GAP_PX, LABEL_PX, draw_filmstrip, frame_numbers, remember
 
 
 def test_frames_are_evenly_spaced_and_never_twice():

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vexpress.errors import InputError
 from vexpress.media.images import load_image
-from vexpress.runtime import InputError
 
 ODD_NAME = "-weird 'na\"me [1] %d ünï: a.png"
 GRADIENT = np.stack([np.tile(np.arange(0, 256, 8, dtype=np.uint8), (20, 1))] * 3, -1)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vexpress.errors import InputError
 from vexpress.media.keypoints import (
     RETARGET_STRATEGIES,
     KpsSequence,
@@ -18,7 +19,6 @@ from vexpress.media.keypoints import (
     retarget,
     save_kps,
 )
-from vexpress.runtime import InputError
 
 DATA = Path(__file__).parents[2] / "data"
 SAMPLES = Path(__file__).parents[4] / "shared" / "samples"

@@ -13,17 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from vexpress.errors import InputError
 from vexpress.media.audio import Audio, load_audio
-from vexpress.media.video import (
-    constant_rate,
-    frame_rate,
-    median_filter,
-    probe_video,
-    read_frames,
-    stream_median_filter,
-    write_video,
-)
-from vexpress.runtime import InputError
+from vexpress.media.smoothing import median_filter, stream_median_filter
+from vexpress.media.video import constant_rate, frame_rate, probe_video, read_frames, write_video
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests" / "data"

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from vexpress.config import TrainConfig
-from vexpress.training.draws import draw
+from vexpress.training.config import TrainConfig
+from vexpress.training.randomness import draw
 
 SHAPE = (4, 6, 8, 8)
 

@@ -8,10 +8,11 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from tests import tiny
-from vexpress.checkpoints import LAYOUT, read_state_dict
-from vexpress.config import InitConfig, ModelConfig, TrainConfig
-from vexpress.runtime import InputError
+from vexpress.errors import InputError
+from vexpress.model_folder import LAYOUT
+from vexpress.training.config import InitConfig, ModelConfig, TrainConfig
 from vexpress.training.initialize import build_training_networks
+from vexpress.weights import read_state_dict
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 MOTION = "mid_block.motion_modules.0.temporal_transformer"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vexpress.config import load_config
-from vexpress.runtime import InputError
+from vexpress.errors import InputError
+from vexpress.training.config import load_config
 from vexpress.training.muon import VECTOR_RATE, Muon, orthogonal
 
 

@@ -5,8 +5,9 @@ import torch
 
 from tests import tiny
 from tests.tiny import recorded, relative_error
-from vexpress.config import ModuleTrainingConfig
-from vexpress.diffusion import build_scheduler, min_snr_weights, weighted_loss
+from vexpress.diffusion.losses import min_snr_weights, weighted_loss
+from vexpress.diffusion.schedule import build_scheduler
+from vexpress.training.config import ModuleTrainingConfig
 from vexpress.training.stages import STAGES, Selection, TrainingNetworks, count_parameters, select, set_trainable
 
 NETWORKS = ("reference_net", "denoising_unet", "v_kps_guider", "audio_projection")

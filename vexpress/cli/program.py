@@ -1,0 +1,44 @@
+"""Running a program: errors become one line and an exit code."""
+
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from vexpress.errors import InputError
+
+logger = logging.getLogger(__name__)
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def run_program(main: Callable[[], None]) -> int:
+    """Runs a program's main function and turns what a user can cause into one clear line and an exit code.
+
+    Returns:
+        0 on success, 2 for bad input, a full disk or a file that cannot be read or written, 130 after Ctrl-C. Anything
+        else is a bug and keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, cleans up
+    try:
+        main()
+    except InputError as error:
+        rank = os.environ.get("RANK", "0")
+        who = "" if rank == "0" else f" (process {rank})"
+        print(f"error{who}: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "no space left on the disk"
+        elif error.filename and error.strerror:
+            reason = error.strerror
+        else:
+            raise
+        print(f"error: {reason}: {error.filename or 'output'}; free space or change the path", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written is left", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0

@@ -1,0 +1,1 @@
+"""The diffusion process: schedule, losses, guidance, windows, sampling. Callables and tensors, no network class."""

@@ -1,0 +1,40 @@
+"""What a user did that cannot work, in parts: what was given, what is wrong with it, and which field says so."""
+
+import re
+
+FIELD_NAME = re.compile(r"`([\w.]+)`")
+
+
+class InputError(ValueError):
+    """Something that a user gave cannot be used.
+
+    Code of the package names fields as the API does, in messages between backticks: "change `image_width`". A door
+    gives them the names that its users know, such as flags, by `worded`.
+
+    Args:
+        problem: what is wrong, and what is allowed.
+        field: name of the argument, option or key that was given; empty where none is to blame.
+        value: what was given; None is left out of the message.
+    """
+
+    def __init__(self, problem: str, field: str = "", value: object = None):
+        super().__init__(problem, field, value)
+        self.problem, self.field, self.value = problem, field, value
+
+    def worded(self, name_of=lambda field: field) -> str:
+        """The message on one line.
+
+        Args:
+            name_of: a field's name -> what a door's users call it.
+        """
+        given = [part for part in (name_of(self.field), "" if self.value is None else str(self.value)) if part]
+        problem = FIELD_NAME.sub(lambda match: name_of(match[1]), self.problem)
+        return " ".join(f"{' '.join(given)}{': ' * bool(given)}{problem}".split())
+
+    def __str__(self) -> str:
+        return self.worded()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type's name where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

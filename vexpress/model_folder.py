@@ -1,0 +1,106 @@
+"""A model folder in the released layout: where each part lies. Nothing is loaded here, and torch is not imported.
+
+    model_dir/
+        stable-diffusion-v1-5/unet/config.json
+        sd-vae-ft-mse/, wav2vec2-base-960h/        as diffusers and transformers save them
+        insightface_models/                        ONNX files
+        inference_defaults.json                    optional: flags of inference.py -> defaults that suit the model
+        v-express/{reference_net,denoising_unet,motion_module,v_kps_guider,audio_projection}.{safetensors,bin,pth}
+
+The released guider and audio projection have no configuration file; ours have one beside the weights (.json).
+"""
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from vexpress.errors import InputError
+
+SUFFIXES = (".safetensors", ".bin", ".pth")
+LAYOUT = {
+    "unet_config_path": "stable-diffusion-v1-5/unet/config.json",
+    "vae_path": "sd-vae-ft-mse",
+    "audio_encoder_path": "wav2vec2-base-960h",
+    "insightface_model_path": "insightface_models",
+    "denoising_unet_path": "v-express/denoising_unet",
+    "reference_net_path": "v-express/reference_net",
+    "v_kps_guider_path": "v-express/v_kps_guider",
+    "audio_projection_path": "v-express/audio_projection",
+    "motion_module_path": "v-express/motion_module",
+}
+"""Where each part lies in a model folder; weights stand without suffix. The keys are the released flags."""
+
+INFERENCE_DEFAULTS = "inference_defaults.json"
+
+OPTIONAL = {
+    "insightface_model_path": "some retarget strategies need no face detection; checked where it is needed",
+    "motion_module_path": "denoising_unet may hold the motion modules; loading checks that together they cover all",
+}
+"""Parts that a model folder may lack, and why."""
+
+
+@dataclass(frozen=True)
+class ModelPaths:
+    """Where every part of a model is. Field names are the released flags."""
+
+    unet_config_path: Path
+    vae_path: Path
+    audio_encoder_path: Path
+    insightface_model_path: Path
+    denoising_unet_path: Path
+    reference_net_path: Path
+    v_kps_guider_path: Path
+    audio_projection_path: Path
+    motion_module_path: Path
+
+    @classmethod
+    def from_model_dir(
+        cls, model_dir: str | PathLike, networks_only: bool = False, **overrides: str | None
+    ) -> "ModelPaths":
+        """Finds the parts in a folder of the released layout.
+
+        Args:
+            model_dir: the folder; need not exist when all parts are overridden.
+            networks_only: image autoencoder and audio encoder may be missing.
+            overrides: field name -> path; None means not overridden.
+
+        Raises:
+            InputError: a part that is needed for loading networks is not there.
+        """
+        optional = {*OPTIONAL, *(("vae_path", "audio_encoder_path") if networks_only else ())}
+        paths = {name: cls._find(Path(model_dir), name, overrides.get(name), name in optional) for name in LAYOUT}
+        return cls(**paths)
+
+    @staticmethod
+    def _find(model_dir: Path, name: str, override: str | None, optional: bool) -> Path:
+        path = Path(override) if override else model_dir / LAYOUT[name]
+        has_suffix = override or not LAYOUT[name].startswith("v-express/")
+        candidates = [path] if has_suffix else [path.with_name(path.name + suffix) for suffix in SUFFIXES]
+        for candidate in candidates:
+            if candidate.exists():
+                return candidate
+        if not override and optional:
+            return path
+        looked = " or ".join(map(str, candidates))
+        raise InputError(
+            f"model file not found: {looked}; point --model_dir or --{name} to it, "
+            "or fetch the released models with `python scripts/download_models.py`"
+        )
+
+
+def read_config(path: Path) -> dict:
+    """Reads a JSON object.
+
+    Raises:
+        InputError: missing, or not a JSON object.
+    """
+    try:
+        config = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"configuration {path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"configuration {path}: not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"configuration {path}: must hold a JSON object")
+    return config

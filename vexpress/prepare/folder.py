@@ -1,0 +1,249 @@
+"""Many videos to one data set: each process its share, what is done is kept, and no file is ever half-written.
+
+output_dir/
+    settings.json                        what the clips were made with
+    clips/NAME-HASH/                     one folder per source, renamed into place when all in it is complete
+        record.json                      its clips and what was rejected
+        000.mp4, 000.face_info.npz, 000.audio_embeds.safetensors, ...
+    metadata.json, rejected.jsonl        merged from all records
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import itertools
+import json
+import logging
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vexpress.data.formats import NEEDED_PATH_KEYS, NUMBER_KEYS, ClipRecord, save_metadata
+from vexpress.errors import InputError
+from vexpress.files import check_output_path, replacing
+from vexpress.media.faces import find_model_dir
+from vexpress.prepare.extract import find_videos
+from vexpress.prepare.settings import PrepareSettings
+from vexpress.prepare.source import PrepareModels, prepare_source
+from vexpress.prepare.workers import run_workers
+
+logger = logging.getLogger(__name__)
+
+RECORD_NAME = "record.json"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What any process needs to prepare one source after another.
+
+    Attributes:
+        input_dir: sources lie in it, at any depth.
+        output_dir: see the module's description.
+        settings: how to make clips.
+        insightface_model_path: folder of the face models.
+        audio_encoder_path: folder of the audio encoder.
+        device: a torch device.
+    """
+
+    input_dir: Path
+    output_dir: Path
+    settings: PrepareSettings
+    insightface_model_path: Path
+    audio_encoder_path: Path
+    device: str = "cpu"
+
+    @property
+    def clips_dir(self) -> Path:
+        return self.output_dir / "clips"
+
+    def load_models(self) -> PrepareModels:
+        """Loads what `prepare` runs; raises an InputError if that fails."""
+        return PrepareModels.load(self.insightface_model_path, self.audio_encoder_path, self.device)
+
+    def folder_of(self, source: Path) -> Path:
+        """Where the clips of a source go: a name that is valid everywhere, and different for each path."""
+        relative = os.fsencode(source.relative_to(self.input_dir))
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", source.stem)[:40]
+        return self.clips_dir / f"{stem}-{hashlib.sha256(relative).hexdigest()[:12]}"
+
+    def is_done(self, source: Path) -> bool:
+        """Whether a source was prepared, without an unexpected error, and has not changed since."""
+        path = self.folder_of(source) / RECORD_NAME
+        if not path.is_file():
+            return False
+        record = json.loads(path.read_text())
+        return not record["failed"] and record["num_bytes"] == _num_bytes(source)
+
+    def prepare(self, source: Path, models: PrepareModels, on_clip=lambda: None) -> None:
+        """Makes a source's folder of clips; whatever is wrong with the source is recorded there.
+
+        Args:
+            source: in `input_dir`.
+            models: from `load_models`.
+            on_clip: called after each clip that is made.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        folder = self.folder_of(source)
+        unfinished = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+        unfinished.mkdir(parents=True)
+        try:
+            try:
+                result = prepare_source(source, unfinished, self.settings, models, on_clip)
+            except Exception as error:  # whatever a strange file makes the libraries raise must not stop the others
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                logger.exception("%s: failed, and will be tried again by the next run", source)
+                self.record_failure(source, f"{type(error).__name__}: {error}")
+            else:
+                self._write_record(source, unfinished, result, failed=False)
+                shutil.rmtree(folder, ignore_errors=True)  # of an older version of the source
+                unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def record_failure(self, source: Path, detail: str) -> None:
+        """Records that a source failed for no known reason; the next run tries it again."""
+        folder = self.folder_of(source)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        rejected = [{"clip": None, "reason": "failed", "detail": " ".join(detail.split())}]
+        self._write_record(source, folder, {"clips": [], "rejected": rejected}, failed=True)
+
+    def _write_record(self, source: Path, folder: Path, result: dict, failed: bool) -> None:
+        about = {"source": str(source.relative_to(self.input_dir)), "num_bytes": _num_bytes(source), "failed": failed}
+        with replacing(folder / RECORD_NAME) as temporary:
+            temporary.write_text(json.dumps(about | result, indent=1))
+
+
+def _num_bytes(source: Path) -> int | None:
+    return source.stat().st_size if source.is_file() else None
+
+
+def check_settings(preparation: Preparation) -> None:
+    """Makes the output folder and notes there what its clips are made with.
+
+    Raises:
+        InputError: the folder cannot be used, or holds clips that were made with other flags, models or sources.
+    """
+    output_dir, path = preparation.output_dir, preparation.output_dir / "settings.json"
+    if not preparation.audio_encoder_path.is_dir():
+        raise InputError(f"--audio_encoder_path {preparation.audio_encoder_path}: no such folder")
+    model_dirs = (find_model_dir(preparation.insightface_model_path), preparation.audio_encoder_path)
+    files = sorted((file.name, file.stat().st_size) for folder in model_dirs for file in folder.iterdir())
+    settings = {
+        "input_dir": str(preparation.input_dir.resolve()),
+        **dataclasses.asdict(preparation.settings),
+        "models": hashlib.sha256(repr(files).encode()).hexdigest()[:12],
+    }
+    try:
+        preparation.clips_dir.mkdir(parents=True, exist_ok=True)
+        check_output_path(path, "--output_dir")
+        if path.exists() and next(_record_paths(output_dir), None):
+            before = json.loads(path.read_text())
+        else:
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(settings, indent=1))
+            before = settings
+    except (OSError, ValueError) as error:
+        raise InputError(f"--output_dir {output_dir}: cannot be used ({error})") from error
+    if changed := [name for name in settings if before.get(name) != settings[name]]:
+        then, now = (", ".join(f"{name} {values.get(name)}" for name in changed) for values in (before, settings))
+        raise InputError(
+            f"--output_dir {output_dir}: its clips were made with {then}, and this run has {now}; give another "
+            "--output_dir, or what it was made with"
+        )
+
+
+def _record_paths(output_dir: Path) -> Iterator[Path]:
+    return (output_dir / "clips").glob(f"[!.]*/{RECORD_NAME}")
+
+
+def prepare_folder(
+    preparation: Preparation, rank: int = 0, world_size: int = 1, num_processes: int = 1
+) -> tuple[int, Counter]:
+    """Prepares this process's share of the sources that are not done, and merges all records.
+
+    Args:
+        preparation: folders, settings, models.
+        rank: of this process among `world_size` that were launched; each takes other sources. Only rank 0 shows a bar.
+        world_size: number of launched processes, on all machines.
+        num_processes: processes that this one starts. With 2 or more, a source that crashes its process (as damaged
+            files can crash a decoder) is recorded as failed; with 1, it ends the run.
+
+    Returns:
+        Number of clips in the data set, and number of rejections by reason.
+
+    Raises:
+        InputError: no sources, other settings than before, or models that cannot be loaded.
+    """
+    sources = find_videos(preparation.input_dir, leave_out=preparation.output_dir)
+    check_settings(preparation)
+    sources = [source for source in sources[rank::world_size] if not preparation.is_done(source)]
+    if sources:
+        with tqdm(total=len(sources), desc="prepare", unit="video", disable=rank != 0) as bar:
+            num_clips = itertools.count(1)
+
+            def show(event: str) -> None:
+                if event == "source":
+                    bar.update()
+                else:
+                    number = next(num_clips)
+                    clips_per_second = number / max(bar.format_dict["elapsed"], 1e-3)
+                    bar.set_postfix_str(f"{number} clips, {clips_per_second:.2f} clips/s")
+
+            if num_processes == 1:
+                _run_here(preparation, sources, show)
+            else:
+                run_workers(preparation, sources, num_processes, show)
+    return merge_records(preparation.output_dir)
+
+
+def _run_here(preparation: Preparation, sources: list[Path], show: Callable[[str], None]) -> None:
+    """Calls show("clip") and show("source") when one is done."""
+    models = preparation.load_models()
+    for source in sources:
+        preparation.prepare(source, models, lambda: show("clip"))
+        show("source")
+
+
+def merge_records(output_dir: Path) -> tuple[int, Counter]:
+    """Writes metadata.json and rejected.jsonl from the records of all sources.
+
+    Each process of a launch calls this when its share is done. A process that read the records early may be the last
+    to write: each looks again after writing, so that the last word holds all records.
+
+    Returns:
+        Number of clips, and number of rejections by reason.
+    """
+    merged = None
+    while (records := _read_records(output_dir)) != merged:
+        merged = records
+        clips = [_clip_record(row, path.parent) for path, record in records.items() for row in record["clips"]]
+        rejected = [{"video": record["source"]} | row for record in records.values() for row in record["rejected"]]
+        save_metadata(output_dir / "metadata.json", clips)
+        with replacing(output_dir / "rejected.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rejected))
+    return len(clips), Counter(row["reason"] for row in rejected)
+
+
+def _clip_record(row: dict, folder: Path) -> ClipRecord:
+    paths = {key: folder / row[key] for key in NEEDED_PATH_KEYS}
+    return ClipRecord(**paths, **{key: row[key] for key in NUMBER_KEYS})
+
+
+def _read_records(output_dir: Path) -> dict[Path, dict]:
+    records = {}
+    for path in sorted(_record_paths(output_dir)):
+        with contextlib.suppress(FileNotFoundError):  # another process replaces it, and merges afterwards
+            records[path] = json.loads(path.read_text())
+    return records

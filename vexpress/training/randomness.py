@@ -1,0 +1,78 @@
+"""All that a training step draws at random, per sample: noise, timestep, and which conditions are dropped.
+
+Every sample has a generator of its own, seeded by the run's seed and the sample's number. So a step does not depend on
+how samples are spread over micro-batches and processes, and a resumed run draws what an uninterrupted one would.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vexpress.diffusion.schedule import share_noise
+from vexpress.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random parts of a batch.
+
+    Attributes:
+        noise: (b c f h w) float32.
+        timesteps: (b,) int64.
+        reference_keep: (b f) float32, 0 where the reference is dropped, 1 elsewhere. Likewise the others.
+        kps_keep: (b f).
+        audio_keep: (b f); as released, audio is dropped only together with all else.
+    """
+
+    noise: Tensor
+    timesteps: Tensor
+    reference_keep: Tensor
+    kps_keep: Tensor
+    audio_keep: Tensor
+
+    def to(self, device: torch.device) -> "Draws":
+        return Draws(*(getattr(self, entry.name).to(device) for entry in fields(self)))
+
+
+def draw(
+    config: TrainConfig, sample_numbers: list[int], latent_shape: tuple[int, ...], num_timesteps: int, drop: bool = True
+) -> Draws:
+    """Draws for a batch.
+
+    Args:
+        config: rates and noise offset.
+        sample_numbers: of each sample of the batch.
+        latent_shape: (c f h w) of one sample.
+        num_timesteps: of the noise schedule.
+        drop: False keeps all conditions, for validation.
+
+    Source: conditional dropout, paper section 3.3; all conditions together, arXiv 2207.12598.
+    """
+    samples = [_draw_one(config, number, latent_shape, num_timesteps, drop) for number in sample_numbers]
+    return Draws(*(torch.stack(parts) for parts in zip(*samples)))
+
+
+def _draw_one(
+    config: TrainConfig, number: int, latent_shape: tuple[int, ...], num_timesteps: int, drop: bool
+) -> tuple[Tensor, ...]:
+    seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1, np.uint64)[0] >> 1)
+    generator = torch.Generator().manual_seed(seed)
+    channels, num_frames = latent_shape[:2]
+    noise = torch.randn(latent_shape, generator=generator)
+    offset = config.noise_offset * torch.randn(channels, 1, 1, 1, generator=generator)
+    timestep = torch.randint(num_timesteps, (), generator=generator)
+    keep_any = torch.rand((), generator=generator) >= config.uncond_ratio
+
+    def keep(rate: float) -> Tensor:
+        size = num_frames if config.data.drop_granularity == "frame" else 1
+        return (torch.rand(size, generator=generator) >= rate).expand(num_frames)
+
+    masks = [keep(config.data.reference_drop_rate), keep(config.data.kps_drop_rate)]
+    # What the release does not draw comes last, so that all else is drawn alike with and without it.
+    masks.append((torch.rand((), generator=generator) >= config.data.audio_drop_rate).expand(num_frames))
+    if config.shared_noise:
+        shared = torch.randn(channels, 1, *latent_shape[2:], generator=generator)
+        noise = share_noise(noise, shared, config.shared_noise)
+    return noise + offset, timestep, *((mask & keep_any if drop else torch.ones_like(mask)).float() for mask in masks)
