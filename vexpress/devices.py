@@ -21,14 +21,14 @@ def resolve_device(name: str | None = None, gpu_id: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
         if not torch.cuda.is_available():
-            raise InputError("--device cuda: no CUDA device is available to this PyTorch build; use --device cpu")
+            raise InputError("no CUDA device is available to this PyTorch build; use `device` cpu", "device", "cuda")
         if not 0 <= gpu_id < torch.cuda.device_count():
-            raise InputError(f"--gpu_id {gpu_id}: this machine has CUDA devices 0 to {torch.cuda.device_count() - 1}")
+            raise InputError(f"this machine has CUDA devices 0 to {torch.cuda.device_count() - 1}", "gpu_id", gpu_id)
         return torch.device("cuda", gpu_id)
     if name == "mps" and not torch.backends.mps.is_available():
-        raise InputError("--device mps: no Apple GPU is available; use --device cpu")
+        raise InputError("no Apple GPU is available; use `device` cpu", "device", "mps")
     if name not in ("mps", "cpu"):
-        raise InputError(f"--device {name}: allowed are cuda, cpu and mps")
+        raise InputError("allowed are cuda, cpu and mps", "device", name)
     return torch.device(name)
 
 
@@ -39,5 +39,5 @@ def resolve_dtype(name: str) -> torch.dtype:
         InputError: any other name.
     """
     if name not in DTYPES:
-        raise InputError(f"--dtype {name}: allowed are {', '.join(DTYPES)}")
+        raise InputError(f"allowed are {', '.join(DTYPES)}", "dtype", name)
     return DTYPES[name]

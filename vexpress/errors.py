@@ -1,6 +1,7 @@
 """What a user did that cannot work, in parts: what was given, what is wrong with it, and which field says so."""
 
 import re
+from collections.abc import Callable
 
 FIELD_NAME = re.compile(r"`([\w.]+)`")
 
@@ -21,15 +22,16 @@ class InputError(ValueError):
         super().__init__(problem, field, value)
         self.problem, self.field, self.value = problem, field, value
 
-    def worded(self, name_of=lambda field: field) -> str:
+    def worded(self, name_of: Callable[[str], str] = str) -> str:
         """The message on one line.
 
         Args:
-            name_of: a field's name -> what a door's users call it.
+            name_of: a field's name -> what a door's users call it, such as a flag.
         """
-        given = [part for part in (name_of(self.field), "" if self.value is None else str(self.value)) if part]
+        name = name_of(self.field)
+        value = "" if self.value is None else f"{' ' if name.startswith('-') else '=' * bool(name)}{self.value}"
         problem = FIELD_NAME.sub(lambda match: name_of(match[1]), self.problem)
-        return " ".join(f"{' '.join(given)}{': ' * bool(given)}{problem}".split())
+        return " ".join(f"{name}{value}{': ' * bool(name or value)}{problem}".split())
 
     def __str__(self) -> str:
         return self.worded()

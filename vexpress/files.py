@@ -29,12 +29,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_output_path(path: str | os.PathLike, flag: str, inputs: Sequence[str | os.PathLike | None] = ()) -> Path:
+def check_output_path(path: str | os.PathLike, field: str, inputs: Sequence[str | os.PathLike | None] = ()) -> Path:
     """Finds out before hours of work whether `path` can be written.
 
     Args:
         path: file to write; where a link leads to, if it is one.
-        flag: for messages.
+        field: for messages.
         inputs: files that are read, which `path` must not be.
 
     Raises:
@@ -43,14 +43,14 @@ def check_output_path(path: str | os.PathLike, flag: str, inputs: Sequence[str |
     try:
         path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
         if path.is_dir():
-            raise InputError(f"{flag} {path}: is a folder; give the name of a file to write")
+            raise InputError("is a folder; give the name of a file to write", field, path)
         if path.exists() and not path.is_file():
-            raise InputError(f"{flag} {path}: is a device or pipe, not a file; change {flag}")
+            raise InputError(f"is a device or pipe, not a file; change `{field}`", field, path)
         if not path.parent.is_dir():
-            raise InputError(f"{flag} {path}: the folder {path.parent} does not exist; create it or change {flag}")
+            raise InputError(f"the folder {path.parent} does not exist; create it or change `{field}`", field, path)
         if path.exists() and any(given and Path(given).exists() and path.samefile(given) for given in inputs):
-            raise InputError(f"{flag} {path}: is one of the inputs, which would be lost; change {flag}")
+            raise InputError(f"is one of the inputs, which would be lost; change `{field}`", field, path)
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise InputError(f"{flag} {path}: cannot be written ({error.strerror}); change {flag}") from error
+        raise InputError(f"cannot be written ({error.strerror}); change `{field}`", field, path) from error
     return path

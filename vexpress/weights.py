@@ -226,21 +226,21 @@ def load_vae(
     folder: str | PathLike,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    flag: str = "--vae_path",
+    field: str = "vae_path",
 ) -> AutoencoderKL:
     """Loads the image autoencoder.
 
     Raises:
         InputError: it cannot be loaded, or weights are missing; `flag` is named.
     """
-    return _load_model(AutoencoderKL, folder, flag, torch_dtype=dtype, low_cpu_mem_usage=False).to(device)
+    return _load_model(AutoencoderKL, folder, field, torch_dtype=dtype, low_cpu_mem_usage=False).to(device)
 
 
 def load_audio_encoder(
     folder: str | PathLike,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    flag: str = "--audio_encoder_path",
+    field: str = "audio_encoder_path",
 ) -> tuple[Wav2Vec2Model, Wav2Vec2FeatureExtractor]:
     """Loads the audio encoder and its feature extractor.
 
@@ -248,26 +248,26 @@ def load_audio_encoder(
         InputError: one of them cannot be loaded, or weights are missing; `flag` is named.
     """
     disable_progress_bar()  # one that is gone within a second, in the middle of the program's own
-    encoder = _load_model(Wav2Vec2Model, folder, flag, dtype=dtype, attn_implementation="sdpa")
-    return encoder.to(device), _from_pretrained(Wav2Vec2FeatureExtractor, folder, flag)
+    encoder = _load_model(Wav2Vec2Model, folder, field, dtype=dtype, attn_implementation="sdpa")
+    return encoder.to(device), _from_pretrained(Wav2Vec2FeatureExtractor, folder, field)
 
 
-def _load_model(library_class: type, folder: str | PathLike, flag: str, **options) -> nn.Module:
-    model, info = _from_pretrained(library_class, folder, flag, output_loading_info=True, **options)
+def _load_model(library_class: type, folder: str | PathLike, field: str, **options) -> nn.Module:
+    model, info = _from_pretrained(library_class, folder, field, output_loading_info=True, **options)
     missing = [name for name in info["missing_keys"] if name not in UNUSED_LIBRARY_WEIGHTS]
     if missing or info["mismatched_keys"]:
         found = f"{len(missing)} weights are missing, {len(info['mismatched_keys'])} misshapen"
-        raise InputError(f"{flag} {folder}: {found}: {', '.join(map(str, sorted(missing)[:4]))}")
+        raise InputError(f"{found}: {', '.join(map(str, sorted(missing)[:4]))}", field, folder)
     return model.eval()
 
 
-def _from_pretrained(library_class: type, folder: str | PathLike, flag: str, **options):
+def _from_pretrained(library_class: type, folder: str | PathLike, field: str, **options):
     if not Path(folder).is_dir():  # the libraries take a missing folder for the name of a model on a hub
-        raise InputError(f"{flag} {folder}: no such folder")
+        raise InputError("no such folder", field, folder)
     try:
         return library_class.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        raise InputError(f"{flag} {folder}: holds no {library_class.__name__} ({first_line(error)})") from error
+        raise InputError(f"holds no {library_class.__name__} ({first_line(error)})", field, folder) from error
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------

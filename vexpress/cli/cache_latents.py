@@ -88,7 +88,7 @@ def main() -> None:
     device = resolve_device(args.device, args.gpu_id)
     dtype = resolve_dtype(args.dtype or ("fp16" if device.type == "cuda" else "fp32"))
     if args.batch_size < 1:
-        raise InputError(f"--batch_size {args.batch_size}: must be 1 or more")
+        raise InputError("must be 1 or more", "batch_size", args.batch_size)
     videos = [record.video for record in load_metadata(args.meta_path)]
     vae = load_vae(args.vae_path, dtype, device)
     downsampling = vae_downsampling(vae)
@@ -100,7 +100,7 @@ def main() -> None:
     try:
         args.cache_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--cache_dir {args.cache_dir}: cannot be made ({error.strerror})") from error
+        raise InputError(f"cannot be made ({error.strerror})", "cache_dir", args.cache_dir) from error
 
     num_encoded, num_present, num_failed = 0, 0, 0
     for video_path in tqdm(videos, desc="latents", unit="clip"):

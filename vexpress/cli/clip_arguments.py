@@ -55,13 +55,13 @@ def check_arguments(args: Namespace, suffixes: tuple[str, ...]) -> None:
     """Raises an InputError for flags that do not go together or outputs that cannot be written."""
     if args.save_path is not None:
         if args.video_path is None:
-            raise InputError(f"--save_path {args.save_path}: goes with --video_path only")
+            raise InputError("goes with --video_path only", "save_path", args.save_path)
         if args.save_path.suffix.lower() not in suffixes:
-            raise InputError(f"--save_path {args.save_path}: must end in {' or '.join(suffixes)}")
+            raise InputError(f"must end in {' or '.join(suffixes)}", "save_path", args.save_path)
         check_output_path(args.save_path, "--save_path")
     if args.save_meta_path is not None:
         if args.input_dir is None:
-            raise InputError(f"--save_meta_path {args.save_meta_path}: goes with --input_dir only")
+            raise InputError("goes with --input_dir only", "save_meta_path", args.save_meta_path)
         check_output_path(args.save_meta_path, "--save_meta_path")
 
 

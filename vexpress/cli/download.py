@@ -249,13 +249,15 @@ def check_free_disk(downloads: Sequence[Download], model_dir: Path) -> None:
     """
     existing_dir = next(path for path in (model_dir, *model_dir.absolute().parents) if path.exists())
     if not existing_dir.is_dir():
-        raise InputError(f"--model_dir {model_dir}: {existing_dir} is not a folder; change --model_dir")
+        raise InputError(f"{existing_dir} is not a folder; change --model_dir", "model_dir", model_dir)
     num_missing_bytes = sum(download.num_missing_bytes for download in downloads)
     num_free_bytes = shutil.disk_usage(existing_dir).free
     if num_missing_bytes > num_free_bytes:
         raise InputError(
-            f"--model_dir {model_dir}: {_format_bytes(num_missing_bytes)} are to be fetched but only "
-            f"{_format_bytes(num_free_bytes)} are free; free some or change --model_dir"
+            f"{_format_bytes(num_missing_bytes)} are to be fetched but only "
+            f"{_format_bytes(num_free_bytes)} are free; free some or change --model_dir",
+            "model_dir",
+            model_dir,
         )
 
 
@@ -300,7 +302,7 @@ def fetch(download: Download, endpoint: str) -> None:
                 f"{remote.num_bytes} bytes that it lists; run the same command again or change --endpoint"
             ) from error
         raise InputError(
-            f"--model_dir: cannot write {download.local_path} ({error.strerror}); change --model_dir"
+            f"cannot write {download.local_path} ({error.strerror}); change --model_dir", "model_dir"
         ) from error
 
 
@@ -333,12 +335,10 @@ def _only_program_in(model_dir: Path) -> Iterator[None]:
         model_dir.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(model_dir / ".download_models.lock").acquire(timeout=0)
     except filelock.Timeout as error:
-        raise InputError(
-            f"--model_dir {model_dir}: another download into this folder is running; wait for it"
-        ) from error
+        raise InputError("another download into this folder is running; wait for it", "model_dir", model_dir) from error
     except OSError as error:
         raise InputError(
-            f"--model_dir {model_dir}: cannot write there ({error.strerror}); change --model_dir"
+            f"cannot write there ({error.strerror}); change --model_dir", "model_dir", model_dir
         ) from error
     with lock:
         yield
@@ -397,7 +397,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     args = _parse_arguments(arguments)
     if not args.endpoint.startswith(("https://", "http://")):
-        raise InputError(f"--endpoint {args.endpoint}: an address that starts with https:// or http:// is needed")
+        raise InputError("an address that starts with https:// or http:// is needed", "endpoint", args.endpoint)
     downloads = plan_downloads(args.parts, args.model_dir, args.revision, args.endpoint)
     if args.dry_run:
         _print_plan(downloads)

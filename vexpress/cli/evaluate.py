@@ -86,13 +86,13 @@ def parse_arguments(arguments: list[str] | None) -> tuple[Namespace, list[str]]:
     if (args.real_dir is None) == (args.meta_path is None):
         raise InputError("give either --real_dir or --meta_path: a folder of real videos, or a dataset's metadata")
     if args.real_dir is not None and args.generated_dir is None:
-        raise InputError("--generated_dir is missing: give the folder of generated videos")
+        raise InputError("`generated_dir` is missing: give the folder of generated videos")
     if args.real_dir is not None and args.group_by:
         raise InputError("--group_by needs the columns of --meta_path, in place of --real_dir")
     if args.meta_path is not None and args.model_dir is None and args.generated_dir is None:
         raise InputError("give --model_dir to generate the videos of --meta_path, or --generated_dir with them")
     if args.model_dir is not None and not args.model_dir.is_dir():
-        raise InputError(f"--model_dir {args.model_dir}: no such folder")
+        raise InputError("no such folder", "model_dir", args.model_dir)
     unknown = [flag for flag in rest if flag.startswith("--") and flag[2:].partition("=")[0] not in GENERATION]
     if unknown or rest and not rest[0].startswith("--"):
         raise InputError(f"unrecognized arguments: {' '.join(unknown or rest)}; see --help")

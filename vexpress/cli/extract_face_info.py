@@ -29,7 +29,7 @@ def main() -> None:
     args = parser.parse_args()
     clip_arguments.check_arguments(args, FACE_INFO_SUFFIXES)
     if args.max_gap < 0:
-        raise InputError(f"--max_gap {args.max_gap}: must be 0 or more")
+        raise InputError("must be 0 or more", "max_gap", args.max_gap)
     records = clip_arguments.find_clips(args)
     model_dir = args.insightface_model_path or args.model_dir / LAYOUT["insightface_model_path"]
     analyzer = FaceAnalyzer(model_dir, resolve_device(args.device, args.gpu_id), MODULES)

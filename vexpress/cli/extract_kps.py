@@ -66,7 +66,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_output_path(args.kps_sequence_save_path, "--kps_sequence_save_path")
     if args.audio_save_path is not None:
         if Path(args.audio_save_path).suffix.lower() not in AUDIO_CODECS:
-            raise InputError(f"--audio_save_path {args.audio_save_path}: allowed are {', '.join(AUDIO_CODECS)}")
+            raise InputError(f"allowed are {', '.join(AUDIO_CODECS)}", "audio_save_path", args.audio_save_path)
         check_output_path(args.audio_save_path, "--audio_save_path")
 
 
@@ -96,7 +96,7 @@ def write_audio(path: Path, audio: Audio, suffix: str) -> None:
                 container.mux(packet)
     except av.error.ArgumentError as error:
         what = f"{audio.sampling_rate_hz} Hz with {num_channels} channel(s)"
-        raise InputError(f"--audio_save_path: {suffix} cannot hold {what}; use .wav") from error
+        raise InputError(f"{suffix} cannot hold {what}; use .wav", "audio_save_path") from error
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
     analyzer = FaceAnalyzer(args.insightface_model_path, device)
     info = probe_video(args.video_path)
     if args.audio_save_path is not None and not info.has_audio:
-        raise InputError(f"--video_path {args.video_path}: has no audio; leave out --audio_save_path")
+        raise InputError("has no audio; leave out --audio_save_path", "video_path", args.video_path)
     audio = None if args.audio_save_path is None else load_audio(args.video_path, "--video_path")
     if not 0.95 < info.width * args.height / (info.height * args.width) < 1.05:
         logger.warning(

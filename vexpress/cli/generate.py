@@ -228,7 +228,7 @@ def parse_generation_flags(model_dir: Path, flags: Sequence[str]) -> Namespace:
     """Reads flags that say how to generate, for programs that have portraits and speech from elsewhere.
 
     Raises:
-        InputError: an unknown flag, or a value out of range.
+        InputError: an unknown field, or a value out of range.
     """
     args = parse_arguments(["--model_dir", str(model_dir), "--reference_image_path", "-", "--audio_path", "-", *flags])
     check_numbers(args)
@@ -248,7 +248,7 @@ def join_processes(args: Namespace) -> int:
             raise InputError("started as several processes: add --do_multi_devices_inference, or start one")
         return 0
     if "RANK" not in os.environ:
-        raise InputError("--do_multi_devices_inference: start with `torchrun --nproc_per_node N inference.py ...`")
+        raise InputError("start with `torchrun --nproc_per_node N inference.py ...`", "do_multi_devices_inference")
     dist.init_process_group("gloo")  # what is shared is in host memory
     args.gpu_id = int(os.environ["LOCAL_RANK"])
     return dist.get_rank()
@@ -350,7 +350,7 @@ def make_video(args: Namespace, rank: int) -> None:
         pipeline.denoising_unet.compile(fullgraph=True)
     expected_rate = pipeline.audio_processor.sampling_rate
     if args.standard_audio_sampling_rate != expected_rate:
-        raise InputError(f"--standard_audio_sampling_rate {args.standard_audio_sampling_rate}: needs {expected_rate}")
+        raise InputError(f"needs {expected_rate}", "standard_audio_sampling_rate", args.standard_audio_sampling_rate)
 
     # 3. video
     logger.info("%d frames of %dx%d at %g fps on %s in %s", num_frames, *portrait.size, args.fps, device, dtype)

@@ -1,9 +1,12 @@
 """Flags: one parser for all programs, whose mistakes are errors like all others."""
 
 import argparse
+import dataclasses
 import sys
+from collections.abc import Iterable
 
 from vexpress.errors import InputError
+from vexpress.fields import kind_of
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -14,13 +17,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Parses flags; a mistake is an `InputError`, and the value of a flag may start with a dash."""
+    """Parses flags; a mistake is an `InputError`, and the value of a flag may start with a dash.
+
+    `last` is the parser that read this process's command line: its flags are the names that errors use.
+    """
+
+    last: "ArgumentParser | None" = None
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **options)
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse, but `--audio_path -a.mp3` means `--audio_path=-a.mp3`."""
+        ArgumentParser.last = self
         joined: list[str] = []
         for argument in sys.argv[1:] if args is None else args:
             flag = self._option_string_actions.get(joined[-1]) if joined else None
@@ -34,3 +43,26 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str):
         """Raises instead of printing the usage and exiting."""
         raise InputError(f"{message}; see --help")
+
+    def has_flag(self, name: str) -> bool:
+        """Whether there is a flag `--name`."""
+        return f"--{name}" in self._option_string_actions
+
+    def name_of(self, field: str) -> str:
+        """What an error calls a field: the flag of that name, if there is one."""
+        return f"--{field}" if self.has_flag(field) else field
+
+
+def add_options(group: argparse._ActionsContainer, fields: Iterable[dataclasses.Field]) -> None:
+    """Adds a flag for each field made by `vexpress.fields.option`: its help, type, choices and default.
+
+    A switch that is on by default becomes `--no_NAME`.
+    """
+    for field in fields:
+        facts, kind = field.metadata, kind_of(field)
+        help = facts["help"] + (f", in {facts['unit']}" if facts["unit"] else "")
+        if kind is bool:
+            name, action = (f"no_{field.name}", "store_false") if field.default else (field.name, "store_true")
+            group.add_argument(f"--{name}", action=action, dest=field.name, help=help)
+        else:
+            group.add_argument(f"--{field.name}", type=kind, default=field.default, choices=facts["choices"], help=help)

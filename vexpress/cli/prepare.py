@@ -71,7 +71,7 @@ def build_preparation(args: Namespace) -> Preparation:
     names = [field.name for field in dataclasses.fields(PrepareSettings)]
     settings = PrepareSettings(**{name: getattr(args, name) for name in names})
     if args.num_processes < 1:
-        raise InputError(f"--num_processes {args.num_processes}: must be 1 or more")
+        raise InputError("must be 1 or more", "num_processes", args.num_processes)
     device = resolve_device(args.device, args.gpu_id + int(os.environ.get("LOCAL_RANK", 0)))
     return Preparation(
         input_dir=args.input_dir,

@@ -1,15 +1,14 @@
 """Running a program: errors become one line and an exit code."""
 
 import errno
-import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
 
+from vexpress.cli.parser import ArgumentParser
 from vexpress.errors import InputError
 
-logger = logging.getLogger(__name__)
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -21,13 +20,14 @@ def run_program(main: Callable[[], None]) -> int:
         0 on success, 2 for bad input, a full disk or a file that cannot be read or written, 130 after Ctrl-C. Anything
         else is a bug and keeps its traceback.
     """
+    ArgumentParser.last = None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it, too, cleans up
     try:
         main()
     except InputError as error:
         rank = os.environ.get("RANK", "0")
         who = "" if rank == "0" else f" (process {rank})"
-        print(f"error{who}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error{who}: {worded(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -42,3 +42,9 @@ def run_program(main: Callable[[], None]) -> int:
         print("interrupted: nothing half-written is left", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def worded(error: InputError) -> str:
+    """An error's line, with fields named as this program's flags."""
+    parser = ArgumentParser.last
+    return error.worded(parser.name_of if parser else str)

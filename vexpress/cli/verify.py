@@ -42,10 +42,10 @@ def main() -> None:
     if args.contact_sheet is not None:
         check_output_path(args.contact_sheet, "--contact_sheet")
         if args.contact_sheet.suffix.lower() != ".png":
-            raise InputError(f"--contact_sheet {args.contact_sheet}: must end in .png")
+            raise InputError("must end in .png", "contact_sheet", args.contact_sheet)
     records = load_metadata(args.meta_path)
     if not records:
-        raise InputError(f"--meta_path {args.meta_path}: holds no clips")
+        raise InputError("holds no clips", "meta_path", args.meta_path)
     folder = args.meta_path.parent
     found = verify_clips(records, args.num_processes)
     reports = list(tqdm(found, total=len(records), desc="verify", unit="clip"))

@@ -63,6 +63,6 @@ class DataConfig:
                 raise InputError(f"data.{name}={getattr(self, name)}: must be a multiple of 8, 16 or more")
         low, high = self.crop_ratio
         if not 0 < low <= high:
-            raise InputError(f"data.crop_ratio={list(self.crop_ratio)}: must be two numbers, 0 < low <= high")
+            raise InputError("must be two numbers, 0 < low <= high", "data.crop_ratio", list(self.crop_ratio))
         if self.drop_granularity not in ("frame", "clip"):
-            raise InputError(f"data.drop_granularity={self.drop_granularity}: allowed are frame and clip")
+            raise InputError("allowed are frame and clip", "data.drop_granularity", self.drop_granularity)

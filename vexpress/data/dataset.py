@@ -287,8 +287,9 @@ def _check_config(config: DataConfig, latent_downsampling: int) -> None:
             )
     if config.latent_cache_dir is not None and tuple(config.crop_ratio) != (1, 1):
         raise InputError(
-            f"data.crop_ratio={list(config.crop_ratio)}: cached latents cannot be cropped; set data.crop_ratio=[1,1], "
-            "or data.latent_cache_dir=null"
+            "cached latents cannot be cropped; set data.crop_ratio=[1,1], or data.latent_cache_dir=null",
+            "data.crop_ratio",
+            list(config.crop_ratio),
         )
 
 

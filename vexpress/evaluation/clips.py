@@ -54,11 +54,11 @@ def pair_folders(generated_dir: Path, real_dir: Path) -> tuple[list[Pair], list[
     Raises:
         InputError: no such folder, or nothing in them matches.
     """
-    generated, real = _videos(generated_dir, "--generated_dir"), _videos(real_dir, "--real_dir")
+    generated, real = _videos(generated_dir, "generated_dir"), _videos(real_dir, "real_dir")
     pairs = [Pair(name, generated[name], real[name], real[name]) for name in sorted(generated.keys() & real.keys())]
     if not pairs:
         raise InputError(
-            f"--generated_dir {generated_dir} ({_named(generated)}) and --real_dir {real_dir} ({_named(real)}): no "
+            f"`generated_dir` {generated_dir} ({_named(generated)}) and `real_dir` {real_dir} ({_named(real)}): no "
             "video of one has the name of one of the other; name them alike"
         )
     problems = [Problem(name, "all", f"has no real video in {real_dir}") for name in sorted(generated.keys() - real)]
@@ -68,15 +68,15 @@ def pair_folders(generated_dir: Path, real_dir: Path) -> tuple[list[Pair], list[
     return pairs, problems
 
 
-def _videos(folder: Path, flag: str) -> dict[str, Path]:
+def _videos(folder: Path, field: str) -> dict[str, Path]:
     if not folder.is_dir():
-        raise InputError(f"{flag} {folder}: no such folder")
+        raise InputError("no such folder", field, folder)
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != "."]
     found = {path.stem: path for path in paths}
     if not found:
-        raise InputError(f"{flag} {folder}: holds no video ({', '.join(VIDEO_SUFFIXES)})")
+        raise InputError(f"holds no video ({', '.join(VIDEO_SUFFIXES)})", field, folder)
     if len(found) < len(paths):
-        raise InputError(f"{flag} {folder}: holds videos that differ in suffix alone; leave one of each")
+        raise InputError("holds videos that differ in suffix alone; leave one of each", field, folder)
     return found
 
 
@@ -93,12 +93,12 @@ def pair_metadata(meta_path: Path, generated_dir: Path) -> list[Pair]:
     """
     records = load_metadata(meta_path)
     if not records:
-        raise InputError(f"--meta_path {meta_path}: holds no clips")
+        raise InputError("holds no clips", "meta_path", meta_path)
     pairs: dict[str, Pair] = {}
     for record, row in zip(records, json.loads(meta_path.read_text(encoding="utf-8"))):
         name = record.video.stem
         if name in pairs:
-            raise InputError(f"--meta_path {meta_path}: two rows have a video named {name}; names must differ")
+            raise InputError(f"two rows have a video named {name}; names must differ", "meta_path", meta_path)
         labels = row.get("labels")
         facts = {key: str(value) for key, value in row.items() if isinstance(value, str | int | float)}
         pairs[name] = Pair(
@@ -114,11 +114,11 @@ def pair_metadata(meta_path: Path, generated_dir: Path) -> list[Pair]:
 
 
 def check_groups(pairs: Sequence[Pair], columns: Sequence[str]) -> None:
-    """Raises an InputError for a column of --group_by that no row has."""
+    """Raises an InputError for a column of `group_by` that no row has."""
     known = sorted({key for pair in pairs for key in pair.facts})
     for column in columns:
         if column not in known:
-            raise InputError(f"--group_by {column}: no row has this column; there are {', '.join(known) or 'none'}")
+            raise InputError(f"no row has this column; there are {', '.join(known) or 'none'}", "group_by", column)
 
 
 @dataclass(frozen=True)
@@ -139,22 +139,22 @@ class Clip:
         return np.array([int(i) for i in constant_rate(times, fps)])
 
 
-def read_clip(path: Path, flag: str, max_seconds: float, fps: Fraction | None = None) -> Clip:
+def read_clip(path: Path, field: str, max_seconds: float, fps: Fraction | None = None) -> Clip:
     """Reads a video at a constant rate.
 
     Args:
         path: to read.
-        flag: for messages.
+        field: for messages.
         max_seconds: the rest is left out.
         fps: of the result; None takes the video's own.
 
     Raises:
         InputError: it cannot be read.
     """
-    fps = fps or probe_video(path, flag).fps
+    fps = fps or probe_video(path, field).fps
     limit = max(1, round(max_seconds * fps))
     frames = []
-    for frame in constant_rate(read_frames(path, flag), fps):
+    for frame in constant_rate(read_frames(path, field), fps):
         frames.append(frame)
         if len(frames) == limit:
             break

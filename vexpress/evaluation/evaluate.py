@@ -30,10 +30,10 @@ NETWORK_FLAGS = {
 def find_networks(model_dir: Path | None, **given: str | None) -> dict[str, Path | None]:
     """Finds the files of NETWORK_FLAGS: those given, else those in the model folder, else None."""
     found: dict[str, Path | None] = {}
-    for flag, places in NETWORK_FLAGS.items():
+    for field, places in NETWORK_FLAGS.items():
         candidates = [model_dir / place for place in places] if model_dir is not None else []
         there = (path for path in candidates if path.is_file() or any(path.rglob("*.onnx")))
-        found[flag] = Path(given[flag]) if given.get(flag) else next(there, None)
+        found[field] = Path(given[field]) if given.get(field) else next(there, None)
     return found
 
 
@@ -48,25 +48,25 @@ def load_networks(paths: dict[str, Path | None], device: torch.device | str) -> 
         networks.frames = FrameFeatures(path, device)
         networks.facts.append(networks.frames.facts)
     else:
-        networks.missing["FID"] = "give --fid_network"
+        networks.missing["FID"] = "give `fid_network`"
     if path := paths["fvd_network"]:
         networks.clips = ClipFeatures(path, device)
         networks.facts.append(networks.clips.facts)
     else:
-        networks.missing["FVD"] = "give --fvd_network"
+        networks.missing["FVD"] = "give `fvd_network`"
     if path := paths["insightface_model_path"]:
         networks.faces, facts = load_analyzer(path, device)
         networks.facts.append(facts)
         if "recognition" not in facts.kind:
-            networks.missing["FaceSim, dFaceSim"] = f"--insightface_model_path {path} holds no recognition model"
+            networks.missing["FaceSim, dFaceSim"] = f"`insightface_model_path` {path} holds no recognition model"
     else:
-        networks.missing["FaceSim, dFaceSim, KpsDis"] = "give --insightface_model_path"
+        networks.missing["FaceSim, dFaceSim, KpsDis"] = "give `insightface_model_path`"
     if path := paths["syncnet_path"]:
         networks.syncnet, facts = load_syncnet(path, device)
         networks.facts.append(facts)
     if networks.syncnet is None or networks.faces is None:
         flags = [flag for flag in ("syncnet_path", "insightface_model_path") if not paths[flag]]
-        networks.missing["Sync-C, Sync-D"] = "give " + " and ".join(f"--{flag}" for flag in flags)
+        networks.missing["Sync-C, Sync-D"] = "give " + " and ".join(f"`{flag}`" for flag in flags)
     return networks
 
 

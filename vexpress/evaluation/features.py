@@ -69,7 +69,7 @@ class FrameFeatures:
     """
 
     def __init__(self, path: str | PathLike, device: torch.device | str = "cpu"):
-        self.network, extra = _load_script(path, "--fid_network", device)
+        self.network, extra = _load_script(path, "fid_network", device)
         self.device = torch.device(device)
         kind = extra.get("kind", "Inception v3 interface")
         resize = extra.get("resize", "by the network itself")
@@ -78,7 +78,7 @@ class FrameFeatures:
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """(n H W 3) uint8 RGB -> (n d) float64."""
         parts = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "n h w c -> n c h w").split(FRAMES_PER_BATCH)
-        return np.concatenate([_run(self.network, part.to(self.device), "--fid_network", {}) for part in parts])
+        return np.concatenate([_run(self.network, part.to(self.device), "fid_network", {}) for part in parts])
 
 
 class ClipFeatures:
@@ -93,12 +93,12 @@ class ClipFeatures:
     """
 
     def __init__(self, path: str | PathLike, device: torch.device | str = "cpu"):
-        self.network, extra = _load_script(path, "--fvd_network", device)
+        self.network, extra = _load_script(path, "fvd_network", device)
         self.device = torch.device(device)
         self.frame_px = extra.get("frame_px", I3D_FRAME_PX)
         if not isinstance(self.frame_px, int) or not 8 <= self.frame_px <= 1024:
             raise InputError(
-                f"--fvd_network {path}: its {EXTRA_FILE} says frame_px {self.frame_px!r}, needed is 8..1024"
+                f"its {EXTRA_FILE} says frame_px {self.frame_px!r}, needed is 8..1024", "fvd_network", path
             )
         kind = extra.get("kind", "I3D interface")
         resize = f"shorter side to {self.frame_px} px (bilinear), then its middle"
@@ -111,7 +111,7 @@ class ClipFeatures:
         clips = rearrange(small, "(n f) c h w -> n c f h w", f=CLIP_FRAMES) / 127.5 - 1
         options = {"rescale": False, "resize": False}
         parts = [
-            _run(self.network, part.to(self.device), "--fvd_network", options) for part in clips.split(CLIPS_PER_BATCH)
+            _run(self.network, part.to(self.device), "fvd_network", options) for part in clips.split(CLIPS_PER_BATCH)
         ]
         return np.concatenate(parts)
 
@@ -128,23 +128,23 @@ class ClipFeatures:
         return torch.cat(parts)
 
 
-def _load_script(path: str | PathLike, flag: str, device: torch.device | str) -> tuple[torch.jit.ScriptModule, dict]:
+def _load_script(path: str | PathLike, field: str, device: torch.device | str) -> tuple[torch.jit.ScriptModule, dict]:
     """The network and what its extra file says."""
     if not Path(path).is_file():
-        raise InputError(f"{flag} {path}: no such file; give a TorchScript network, see docs/evaluation.md")
+        raise InputError("no such file; give a TorchScript network, see docs/evaluation.md", field, path)
     extra = {EXTRA_FILE: ""}
     try:
         network = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
         facts = json.loads(extra[EXTRA_FILE] or "{}")
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{flag} {path}: is no TorchScript network, or damaged ({first_line(error)})") from error
+        raise InputError(f"is no TorchScript network, or damaged ({first_line(error)})", field, path) from error
     if not isinstance(facts, dict):
-        raise InputError(f"{flag} {path}: its {EXTRA_FILE} is no JSON object")
+        raise InputError(f"its {EXTRA_FILE} is no JSON object", field, path)
     return network, facts
 
 
 @torch.no_grad()
-def _run(network: torch.jit.ScriptModule, images: Tensor, flag: str, options: dict[str, bool]) -> np.ndarray:
+def _run(network: torch.jit.ScriptModule, images: Tensor, field: str, options: dict[str, bool]) -> np.ndarray:
     try:
         features = network(images, return_features=True, **options)
     except (RuntimeError, TypeError) as error:
@@ -152,6 +152,6 @@ def _run(network: torch.jit.ScriptModule, images: Tensor, flag: str, options: di
             raise
         problem = first_line(RuntimeError(str(error).strip().splitlines()[-1]))
         raise InputError(
-            f"{flag}: the network does not take {tuple(images.shape)} ({problem}); see docs/evaluation.md"
+            f"the network does not take {tuple(images.shape)} ({problem}); see docs/evaluation.md", field
         ) from error
     return features.flatten(1).double().cpu().numpy()

@@ -58,8 +58,10 @@ def check_generation(folder: Path, generation: Generation) -> None:
         differing = [key for key in ours if not isinstance(theirs, dict) or theirs.get(key) != ours[key]]
         if differing:
             raise InputError(
-                f"--generated_dir {folder}: its videos were made with other {', '.join(differing)}, see {path.name}; "
-                "give another folder or delete it"
+                f"its videos were made with other {', '.join(differing)}, see {path.name}; "
+                "give another folder or delete it",
+                "generated_dir",
+                folder,
             )
         return
     with replacing(path) as temporary:

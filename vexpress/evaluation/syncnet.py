@@ -131,7 +131,7 @@ def load_syncnet(path: str | PathLike, device: torch.device | str = "cpu") -> tu
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"--syncnet_path {path}: no such file; give syncnet_v2.model or another SyncNet")
+        raise InputError("no such file; give syncnet_v2.model or another SyncNet", "syncnet_path", path)
     sizes_path = path.with_suffix(".json")
     try:
         sizes = json.loads(sizes_path.read_text(encoding="utf-8")) if sizes_path.is_file() else {}
@@ -139,7 +139,7 @@ def load_syncnet(path: str | PathLike, device: torch.device | str = "cpu") -> tu
         network = SyncNet(SyncNetConfig(**sizes))
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise InputError(
-            f"--syncnet_path {path}: {sizes_path.name} beside it does not hold sizes ({first_line(error)})"
+            f"{sizes_path.name} beside it does not hold sizes ({first_line(error)})", "syncnet_path", path
         ) from error
     weights = {
         name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in read_state_dict(path).items()
@@ -148,7 +148,7 @@ def load_syncnet(path: str | PathLike, device: torch.device | str = "cpu") -> tu
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(
-            f"--syncnet_path {path}: is not a SyncNet of these sizes ({' '.join(str(error).split())[:300]})"
+            f"is not a SyncNet of these sizes ({' '.join(str(error).split())[:300]})", "syncnet_path", path
         ) from error
     kind = "SyncNet v2" if network.config == SyncNetConfig() else "SyncNet of other sizes"
     resize = f"face crop to {network.config.crop_px} px (OpenCV's bilinear)"

@@ -54,7 +54,7 @@ class Audio:
         return torch.from_numpy(mono.resampled(sampling_rate_hz).samples[0])
 
 
-def load_audio(path: str | os.PathLike, flag: str = "--audio_path") -> Audio:
+def load_audio(path: str | os.PathLike, field: str = "audio_path") -> Audio:
     """Reads the sound of an audio or video file.
 
     Encoder delay is removed as FFmpeg does it. Sound that starts after the file does, or pauses, is padded with
@@ -62,12 +62,12 @@ def load_audio(path: str | os.PathLike, flag: str = "--audio_path") -> Audio:
 
     Args:
         path: any file with sound that FFmpeg reads.
-        flag: the option that gave the path, for the error.
+        field: the option that gave the path, for the error.
 
     Raises:
         InputError: no such file, or nothing in it that can be decoded as sound.
     """
-    with open_stream(path, "audio", flag) as (container, stream):
+    with open_stream(path, "audio", field) as (container, stream):
         file_start = file_start_seconds(container)
         first = source = resampler = None
         blocks, num_samples, num_decoded = [], 0, 0
@@ -87,11 +87,11 @@ def load_audio(path: str | os.PathLike, flag: str = "--audio_path") -> Audio:
                 num_samples += len(blocks[-1])
                 num_decoded += len(blocks[-1])
         if num_decoded == 0:
-            raise InputError(f"{flag} {path}: no sound can be decoded from this file; give a sound file in {flag}")
+            raise InputError(f"no sound can be decoded from this file; give a sound file in `{field}`", field, path)
         if "mp4" in container.format.name and stream.duration:
             padding = num_decoded - round(stream.duration * stream.time_base * rate)
             num_samples -= padding if 0 < padding <= MAX_MP4_PADDING_SAMPLES else 0
     samples = np.concatenate(blocks)[:num_samples].T
     if not np.isfinite(samples).all():
-        raise InputError(f"{flag} {path}: holds NaN or infinite samples; export the sound anew and give it in {flag}")
+        raise InputError(f"holds NaN or infinite samples; export the sound anew and give it in `{field}`", field, path)
     return Audio(samples, rate)

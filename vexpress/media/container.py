@@ -18,36 +18,36 @@ MAX_HEADER_ERROR_SECONDS = 0.5
 
 @contextlib.contextmanager
 def open_stream(
-    path: str | os.PathLike, kind: str, flag: str
+    path: str | os.PathLike, kind: str, field: str
 ) -> Iterator[tuple[av.container.InputContainer, av.stream.Stream]]:
     """Opens a media file and finds its first stream of a kind; cover pictures are no video.
 
     Args:
         path: file name; every character is taken as it is, none as a protocol or a pattern.
         kind: "audio" or "video".
-        flag: the option that gave the path, for the error.
+        field: the option that gave the path, for the error.
 
     Raises:
         InputError: no such file, not readable, not a media file, or no such stream that can be decoded.
     """
-    advice = f"give a file with {kind} in {flag}"
+    advice = f"give a file with {kind} in `{field}`"
     try:
         status = os.stat(path)
     except OSError as error:
-        raise InputError(f"{flag} {path}: cannot be read ({error.strerror}); {advice}") from error
+        raise InputError(f"cannot be read ({error.strerror}); {advice}", field, path) from error
     if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{flag} {path}: is a folder; {advice}")
+        raise InputError(f"is a folder; {advice}", field, path)
     if stat.S_ISREG(status.st_mode) and status.st_size == 0:
-        raise InputError(f"{flag} {path}: the file is empty (0 bytes); {advice}")
+        raise InputError(f"the file is empty (0 bytes); {advice}", field, path)
     try:
         # "file:" stops names such as a:b.mp3 from being a protocol; tags in other encodings must not stop the reading.
         container = av.open(f"file:{os.fspath(path)}", metadata_errors="replace")
     except av.error.FFmpegError as error:
-        raise InputError(f"{flag} {path}: FFmpeg cannot read it ({error.strerror}); {advice}") from error
+        raise InputError(f"FFmpeg cannot read it ({error.strerror}); {advice}", field, path) from error
     with container:
         streams = [stream for stream in media_streams(container) if stream.type == kind]
         if not streams:
-            raise InputError(f"{flag} {path}: has no {kind} that FFmpeg can decode, or is cut off; {advice}")
+            raise InputError(f"has no {kind} that FFmpeg can decode, or is cut off; {advice}", field, path)
         yield container, streams[0]
 
 

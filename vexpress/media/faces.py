@@ -90,13 +90,13 @@ class FaceAnalyzer:
             try:
                 self._analysis = FaceAnalysis(str(model_dir), allowed_modules=list(wanted), providers=providers)
             except AssertionError as error:
-                raise InputError(f"--insightface_model_path {model_dir}: no face detector among {found}") from error
+                raise InputError(f"no face detector among {found}", "insightface_model_path", model_dir) from error
             except Exception as error:  # onnxruntime and onnx raise types of their own for a damaged file
-                message = f"--insightface_model_path {model_dir}: cannot load {found} ({type(error).__name__})"
+                message = f"`insightface_model_path` {model_dir}: cannot load {found} ({type(error).__name__})"
                 raise InputError(f"{message}; get them again with scripts/download_models.py") from error
             self._analysis.prepare(ctx_id=0 if len(providers) > 1 else -1, det_size=det_size)
         if missing := wanted - set(self._analysis.models):
-            raise InputError(f"--insightface_model_path {model_dir}: no model for {sorted(missing)} among {found}")
+            raise InputError(f"no model for {sorted(missing)} among {found}", "insightface_model_path", model_dir)
         if device.type == "cuda" and "CUDAExecutionProvider" not in self.providers:
             logger.warning(
                 "faces are detected on the CPU, since the onnxruntime in use has no working CUDA; to use the GPU: "
@@ -153,8 +153,9 @@ def find_model_dir(model_dir: str | Path) -> Path:
             return folder
     state = "has no .onnx files, nor has models/buffalo_l in it" if Path(model_dir).is_dir() else "is not a folder"
     raise InputError(
-        f"--insightface_model_path {model_dir}: {state}; get the face models with scripts/download_models.py, or give "
-        "the folder that holds them"
+        f"{state}; get the face models with scripts/download_models.py, or give the folder that holds them",
+        "insightface_model_path",
+        model_dir,
     )
 
 
@@ -225,8 +226,8 @@ def track_face(frames: Iterable[list[Face]], max_gap: int, what: str = "the vide
     too_long = [f"{gap[0]}-{gap[-1]}" for gap in gaps if len(gap) > max_gap]
     if too_long:
         raise InputError(
-            f"{what}: the face is missing in frames {', '.join(too_long)} of {num_frames}, more than --max_gap "
-            f"{max_gap} in a row; cut the video or raise --max_gap"
+            f"{what}: the face is missing in frames {', '.join(too_long)} of {num_frames}, more than `max_gap` "
+            f"{max_gap} in a row; cut the video or raise `max_gap`"
         )
     tracks = np.stack(list(found.values())).reshape(len(found), -1).T
     kps = [np.interp(range(num_frames), list(found), track) for track in tracks]

@@ -14,7 +14,7 @@ MAX_16_BIT = 65535
 DAMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error)
 
 
-def load_image(path: str | os.PathLike, flag: str = "--reference_image_path") -> Image.Image:
+def load_image(path: str | os.PathLike, field: str = "reference_image_path") -> Image.Image:
     """Reads a picture as a viewer shows it.
 
     The camera's orientation (EXIF) is applied. Transparent parts become white, as on the page of a browser. 16-bit
@@ -22,7 +22,7 @@ def load_image(path: str | os.PathLike, flag: str = "--reference_image_path") ->
 
     Args:
         path: any picture that Pillow reads.
-        flag: the option that gave the path, for the error.
+        field: the option that gave the path, for the error.
 
     Returns:
         Picture of mode RGB.
@@ -38,13 +38,13 @@ def load_image(path: str | os.PathLike, flag: str = "--reference_image_path") ->
                 return _to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"{flag} {path}: has too many pixels; allowed are {2 * Image.MAX_IMAGE_PIXELS}, make the picture smaller"
+            f"has too many pixels; allowed are {2 * Image.MAX_IMAGE_PIXELS}, make the picture smaller", field, path
         ) from error
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"{flag} {path}: is not a picture that Pillow reads; give a PNG or JPEG in {flag}") from error
+        raise InputError(f"is not a picture that Pillow reads; give a PNG or JPEG in `{field}`", field, path) from error
     except DAMAGE_ERRORS as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{flag} {path}: cannot be read ({reason}); give a whole PNG or JPEG in {flag}") from error
+        raise InputError(f"cannot be read ({reason}); give a whole PNG or JPEG in `{field}`", field, path) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

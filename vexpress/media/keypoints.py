@@ -102,11 +102,11 @@ def retarget(target_kps: Tensor, reference_kps: Tensor | None, strategy: str) ->
     moves it against).
     """
     if strategy not in RETARGET_STRATEGIES:
-        raise InputError(f"--retarget_strategy {strategy}: allowed are {', '.join(RETARGET_STRATEGIES)}")
+        raise InputError(f"allowed are {', '.join(RETARGET_STRATEGIES)}", "retarget_strategy", strategy)
     if strategy == "no_retarget":
         return target_kps
     if reference_kps is None:
-        raise InputError(f"--retarget_strategy {strategy} needs a face in --reference_image_path; or use no_retarget")
+        raise InputError(f"`retarget_strategy` {strategy} needs a face in `reference_image_path`; or use no_retarget")
     reference_kps = reference_kps.to(target_kps)
     if strategy == "fix_face":
         return reference_kps.expand_as(target_kps).clone()
@@ -115,8 +115,10 @@ def retarget(target_kps: Tensor, reference_kps: Tensor | None, strategy: str) ->
     reference_size, target_size = _face_size(reference_kps), _face_size(target_kps[closest])
     if min(reference_size.min(), target_size.min()) < 1e-3:
         raise InputError(
-            f"--retarget_strategy {strategy}: eyes and nose of the reference or the sequence lie on one point or line, "
-            "so that the face has no size; change the input or use fix_face or no_retarget"
+            "eyes and nose of the reference or the sequence lie on one point or line, "
+            "so that the face has no size; change the input or use fix_face or no_retarget",
+            "retarget_strategy",
+            strategy,
         )
     scale = reference_size / target_size
     first_nose = target_kps[0, 2]
@@ -138,7 +140,7 @@ def _face_size(kps: Tensor) -> Tensor:
     return torch.stack([width, (eyes[0] * nose[1] - eyes[1] * nose[0]).abs() / width.clamp_min(1e-6)])
 
 
-def load_kps(path: str | Path, flag: str = "--kps_path") -> KpsSequence:
+def load_kps(path: str | Path, field: str = "kps_path") -> KpsSequence:
     """Reads keypoints: `.pth`/`.pt` of the released scripts (f arrays of (3 2)), or our `.npz` / `.safetensors`.
 
     No code in the file is ever run: pickles are read with `weights_only=True` and an explicit list of numpy's types.
@@ -147,28 +149,26 @@ def load_kps(path: str | Path, flag: str = "--kps_path") -> KpsSequence:
         InputError: the file is missing, not of these kinds, damaged, unsafe, or does not hold finite (f 3 2) keypoints.
     """
     path = Path(path)
-    check_kps_suffix(path, flag)
+    check_kps_suffix(path, field)
     if not path.is_file():
-        raise InputError(f"{flag} {path}: {'is a folder' if path.is_dir() else 'does not exist'}; give a keypoint file")
+        raise InputError(f"{'is a folder' if path.is_dir() else 'does not exist'}; give a keypoint file", field, path)
     try:
         content = _read(path)
         frames = [torch.as_tensor(frame, dtype=torch.float32).detach() for frame in content.pop("kps")]
         fps, height, width = (float(content[key]) if key in content else None for key in ("fps", "height", "width"))
     except Exception as error:  # the readers raise anything at all on damaged files, each of its own
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise InputError(f"{flag} {path}: refused, since it holds Python objects that can run code") from error
-        raise InputError(f"{flag} {path}: is damaged or holds no keypoints ({type(error).__name__})") from error
+            raise InputError("refused, since it holds Python objects that can run code", field, path) from error
+        raise InputError(f"is damaged or holds no keypoints ({type(error).__name__})", field, path) from error
     if not frames or any(frame.shape != (3, 2) for frame in frames):
         shapes = sorted({tuple(frame.shape) for frame in frames})
-        raise InputError(
-            f"{flag} {path}: holds {len(frames)} frames of shapes {shapes}; needed are 1 or more of (3, 2)"
-        )
+        raise InputError(f"holds {len(frames)} frames of shapes {shapes}; needed are 1 or more of (3, 2)", field, path)
     kps = torch.stack(frames)
     if not kps.isfinite().all():
         bad = (~kps.isfinite()).flatten(1).any(1).nonzero()[0].item()
-        raise InputError(f"{flag} {path}: the keypoints of frame {bad} are not finite numbers; extract them again")
+        raise InputError(f"the keypoints of frame {bad} are not finite numbers; extract them again", field, path)
     if any(fact is not None and not 0 < fact < float("inf") for fact in (fps, height, width)):
-        raise InputError(f"{flag} {path}: fps {fps}, height {height} and width {width} must be positive numbers")
+        raise InputError(f"fps {fps}, height {height} and width {width} must be positive numbers", field, path)
     return KpsSequence(kps, fps, height and int(height), width and int(width))
 
 
@@ -184,7 +184,7 @@ def _read(path: Path) -> dict:
         return {"kps": torch.load(path, map_location="cpu", weights_only=True)}
 
 
-def save_kps(path: str | Path, sequence: KpsSequence, flag: str = "--kps_sequence_save_path") -> None:
+def save_kps(path: str | Path, sequence: KpsSequence, field: str = "kps_sequence_save_path") -> None:
     """Writes keypoints by suffix: `.pth`/`.pt` as the released scripts do, `.npz` / `.safetensors` with rate and size.
 
     Raises:
@@ -194,7 +194,7 @@ def save_kps(path: str | Path, sequence: KpsSequence, flag: str = "--kps_sequenc
     kps = sequence.kps.detach().float().cpu().contiguous()
     facts = {"fps": sequence.fps, "height": sequence.height, "width": sequence.width}
     facts = {key: value for key, value in facts.items() if value is not None}
-    check_kps_suffix(path, flag)
+    check_kps_suffix(path, field)
     with replacing(path) as temporary:
         if path.suffix.lower() == ".npz":
             np.savez(temporary, kps=kps.numpy(), **facts)
@@ -205,10 +205,10 @@ def save_kps(path: str | Path, sequence: KpsSequence, flag: str = "--kps_sequenc
             torch.save([frame.copy() for frame in kps.numpy()], temporary)
 
 
-def check_kps_suffix(path: str | Path, flag: str) -> None:
+def check_kps_suffix(path: str | Path, field: str) -> None:
     """Raises an InputError if keypoints are not kept in files of this name."""
     if Path(path).suffix.lower() not in KPS_SUFFIXES:
-        raise InputError(f"{flag} {path}: keypoint files end in {', '.join(KPS_SUFFIXES)}")
+        raise InputError(f"keypoint files end in {', '.join(KPS_SUFFIXES)}", field, path)
 
 
 def fit_to_clip(
@@ -233,7 +233,7 @@ def fit_to_clip(
         InputError: unknown `extend`.
     """
     if extend not in KPS_EXTEND:
-        raise InputError(f"--kps_extend {extend}: allowed are {', '.join(KPS_EXTEND)}")
+        raise InputError(f"allowed are {', '.join(KPS_EXTEND)}", "kps_extend", extend)
     kps, last = sequence.kps, len(sequence.kps) - 1
     if sequence.height and sequence.width:
         kps = kps * torch.tensor([width / sequence.width, height / sequence.height])
@@ -255,7 +255,7 @@ def fit_to_clip(
     if outside > 0.1:
         logger.warning(
             "%.0f%% of the frames have a keypoint outside of the picture: keypoints must be in px of "
-            "--image_width x --image_height, here %d x %d",
+            "`image_width` x `image_height`, here %d x %d",
             *(100 * outside, width, height),
         )
     return kps

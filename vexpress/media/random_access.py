@@ -30,21 +30,21 @@ class _Timeline:
     keyframes: np.ndarray
 
 
-def count_frames(path: str | os.PathLike, flag: str = "video") -> int:
+def count_frames(path: str | os.PathLike, field: str = "video") -> int:
     """Counts the frames that a video shows by its packets, without decoding; its header may say another number.
 
     Args:
         path: video file.
-        flag: the key or option that gave the path, for the error.
+        field: the key or option that gave the path, for the error.
 
     Raises:
         InputError: no such file, or no video in it.
     """
-    with open_stream(path, "video", flag) as (container, stream):
+    with open_stream(path, "video", field) as (container, stream):
         return len(_read_timeline(container, stream).shown)
 
 
-def read_frames_at(path: str | os.PathLike, frame_ids: Sequence[int], flag: str = "video") -> np.ndarray:
+def read_frames_at(path: str | os.PathLike, frame_ids: Sequence[int], field: str = "video") -> np.ndarray:
     """Decodes some frames of a video: for each group of near ones, from the keyframe before it on.
 
     Frame k is the one with the k-th smallest timestamp, whatever the frame rate, so that it is also the k-th of
@@ -53,7 +53,7 @@ def read_frames_at(path: str | os.PathLike, frame_ids: Sequence[int], flag: str 
     Args:
         path: video file.
         frame_ids: numbers of frames from 0, in any order, repeated or not.
-        flag: the key or option that gave the path, for the error.
+        field: the key or option that gave the path, for the error.
 
     Returns:
         (n H W 3) uint8 RGB, upright, in the order of `frame_ids`.
@@ -62,12 +62,12 @@ def read_frames_at(path: str | os.PathLike, frame_ids: Sequence[int], flag: str 
         InputError: the file cannot be read, or a frame is beyond its end or damaged.
     """
     frame_ids = [int(i) for i in frame_ids]
-    with open_stream(path, "video", flag) as (container, stream):
+    with open_stream(path, "video", field) as (container, stream):
         timeline = _read_timeline(container, stream)
         num_frames = len(timeline.shown)
         if max(frame_ids) >= num_frames:
             raise InputError(
-                f"{flag} {path}: frame {max(frame_ids)} is needed, but {num_frames} frames are there; {VERIFY_ADVICE}"
+                f"frame {max(frame_ids)} is needed, but {num_frames} frames are there; {VERIFY_ADVICE}", field, path
             )
         stream.thread_type = "NONE"  # a frame of delay per thread costs more than it gains
         wanted = {int(timeline.shown[i]): i for i in frame_ids}
@@ -79,9 +79,9 @@ def read_frames_at(path: str | os.PathLike, frame_ids: Sequence[int], flag: str 
                 image = frame.to_ndarray(format="rgb24", interpolation=EXACT_CONVERSION)
                 pixels[wanted[frame.pts]] = np.rot90(image, round(frame.rotation / 90))  # upright, as a player shows it
     if missing := sorted(set(frame_ids) - set(pixels)):
-        raise InputError(f"{flag} {path}: frames {missing} of {num_frames} are damaged; {VERIFY_ADVICE}")
+        raise InputError(f"frames {missing} of {num_frames} are damaged; {VERIFY_ADVICE}", field, path)
     if len(shapes := {image.shape for image in pixels.values()}) > 1:
-        raise InputError(f"{flag} {path}: its frames change in size: {sorted(shapes)}; convert it to one size")
+        raise InputError(f"its frames change in size: {sorted(shapes)}; convert it to one size", field, path)
     return np.stack([pixels[i] for i in frame_ids])
 
 

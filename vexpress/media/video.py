@@ -49,17 +49,17 @@ class VideoInfo:
     has_audio: bool
 
 
-def probe_video(path: str | os.PathLike, flag: str = "--video_path") -> VideoInfo:
+def probe_video(path: str | os.PathLike, field: str = "video_path") -> VideoInfo:
     """Reads what a video file holds; its first frame is decoded, so that a file that passes can be read.
 
     Raises:
         InputError: no such file, no video in it, or nothing that can be decoded.
     """
-    with open_stream(path, "video", flag) as (container, stream):
+    with open_stream(path, "video", field) as (container, stream):
         frame = next(decode_frames(container, stream, path), None)
         fps = _stream_fps(stream)
         if frame is None or not fps:
-            raise InputError(f"{flag} {path}: no frame of the video can be decoded; give a whole video in {flag}")
+            raise InputError(f"no frame of the video can be decoded; give a whole video in `{field}`", field, path)
         if stream.duration:
             duration = float(stream.duration * stream.time_base)
         elif container.duration:
@@ -75,7 +75,7 @@ def probe_video(path: str | os.PathLike, flag: str = "--video_path") -> VideoInf
         return VideoInfo(width, height, fps, float(duration), has_audio)
 
 
-def read_frames(path: str | os.PathLike, flag: str = "--video_path") -> Iterator[tuple[float, np.ndarray]]:
+def read_frames(path: str | os.PathLike, field: str = "video_path") -> Iterator[tuple[float, np.ndarray]]:
     """Decodes a video lazily in the order in which it is shown, upright as a player shows it.
 
     Damaged parts are skipped with a warning.
@@ -86,7 +86,7 @@ def read_frames(path: str | os.PathLike, flag: str = "--video_path") -> Iterator
     Raises:
         InputError: at the first frame: no such file, no video in it, or nothing that can be decoded.
     """
-    with open_stream(path, "video", flag) as (container, stream):
+    with open_stream(path, "video", field) as (container, stream):
         stream.thread_type = "AUTO"
         file_start, fps = file_start_seconds(container), _stream_fps(stream)
         index = -1
@@ -95,7 +95,7 @@ def read_frames(path: str | os.PathLike, flag: str = "--video_path") -> Iterator
             pixels = frame.to_ndarray(format="rgb24", interpolation=EXACT_CONVERSION)
             yield float(seconds), np.ascontiguousarray(np.rot90(pixels, _num_quarter_turns(frame)))
         if index < 0:
-            raise InputError(f"{flag} {path}: no frame of the video can be decoded; give a whole video in {flag}")
+            raise InputError(f"no frame of the video can be decoded; give a whole video in `{field}`", field, path)
 
 
 def _stream_fps(stream: av.VideoStream) -> Fraction | None:
@@ -140,7 +140,7 @@ def constant_rate(frames: Iterable[tuple[float, np.ndarray]], fps: Fraction | fl
         yield decided.popleft() if decided else shown
 
 
-def frame_rate(fps: Fraction | float | int, flag: str = "--fps") -> Fraction:
+def frame_rate(fps: Fraction | float | int, field: str = "fps") -> Fraction:
     """Turns a frame rate into an exact one; 23.976, 29.97 and 59.94 become 24000/1001 and so on.
 
     Raises:
@@ -148,7 +148,7 @@ def frame_rate(fps: Fraction | float | int, flag: str = "--fps") -> Fraction:
     """
     value = float(fps)
     if not MIN_FPS <= value <= MAX_FPS:
-        raise InputError(f"{flag} {fps}: allowed are {MIN_FPS} to {MAX_FPS} frames per second; change {flag}")
+        raise InputError(f"allowed are {MIN_FPS} to {MAX_FPS} frames per second; change `{field}`", field, fps)
     if isinstance(fps, int | Fraction):
         return Fraction(fps)
     ntsc = Fraction(round(value) * 1000, 1001)
@@ -192,7 +192,7 @@ def write_video(
     height, width, _ = first.shape
     if height % 2 or width % 2:
         raise InputError(
-            f"frames of {width}x{height} cannot be H.264: --image_width and --image_height must be even numbers"
+            f"frames of {width}x{height} cannot be H.264: `image_width` and `image_height` must be even numbers"
         )
     with replacing(path) as temporary:
         try:

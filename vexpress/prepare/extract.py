@@ -17,7 +17,7 @@ from vexpress.media.audio import load_audio
 from vexpress.media.faces import Face, FaceAnalyzer, track_face
 from vexpress.media.video import read_frames
 
-FLAG = "--input_dir"
+FLAG = "input_dir"
 VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".mts", ".3gp",
 )  # fmt: skip
@@ -76,25 +76,25 @@ def build_face_info(frames: Iterable[list[Face]], max_gap: int, what: str) -> tu
 
 
 def extract_face_info(
-    video_path: Path, analyzer: FaceAnalyzer, max_gap: int, flag: str = "--video_path"
+    video_path: Path, analyzer: FaceAnalyzer, max_gap: int, field: str = "video_path"
 ) -> tuple[FaceInfo, list[int]]:
     """Finds the face in each frame that a clip decodes to; see `build_face_info`.
 
     Raises:
         InputError: the video cannot be read, or the face is missing for longer than `max_gap`.
     """
-    frames = (analyzer.detect(frame) for _, frame in read_frames(video_path, flag))
-    return build_face_info(frames, max_gap, f"{flag} {video_path}")
+    frames = (analyzer.detect(frame) for _, frame in read_frames(video_path, field))
+    return build_face_info(frames, max_gap, f"`{field}` {video_path}")
 
 
 def extract_audio_embeds(
-    path: Path, encoder: Wav2Vec2Model, processor: Wav2Vec2FeatureExtractor, flag: str = "--video_path"
+    path: Path, encoder: Wav2Vec2Model, processor: Wav2Vec2FeatureExtractor, field: str = "video_path"
 ) -> Tensor:
     """Encodes the sound of a video or audio file: (m d) float32.
 
     Raises:
         InputError: there is no sound that can be decoded.
     """
-    waveform = load_audio(path, flag).resampled_mono(processor.sampling_rate)
+    waveform = load_audio(path, field).resampled_mono(processor.sampling_rate)
     with torch.inference_mode():
         return encode_audio(encoder, processor, waveform).float().cpu()

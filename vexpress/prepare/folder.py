@@ -137,7 +137,7 @@ def check_settings(preparation: Preparation) -> None:
     """
     output_dir, path = preparation.output_dir, preparation.output_dir / "settings.json"
     if not preparation.audio_encoder_path.is_dir():
-        raise InputError(f"--audio_encoder_path {preparation.audio_encoder_path}: no such folder")
+        raise InputError("no such folder", "audio_encoder_path", preparation.audio_encoder_path)
     model_dirs = (find_model_dir(preparation.insightface_model_path), preparation.audio_encoder_path)
     files = sorted((file.name, file.stat().st_size) for folder in model_dirs for file in folder.iterdir())
     settings = {
@@ -147,7 +147,7 @@ def check_settings(preparation: Preparation) -> None:
     }
     try:
         preparation.clips_dir.mkdir(parents=True, exist_ok=True)
-        check_output_path(path, "--output_dir")
+        check_output_path(path, "output_dir")
         if path.exists() and next(_record_paths(output_dir), None):
             before = json.loads(path.read_text())
         else:
@@ -155,12 +155,14 @@ def check_settings(preparation: Preparation) -> None:
                 temporary.write_text(json.dumps(settings, indent=1))
             before = settings
     except (OSError, ValueError) as error:
-        raise InputError(f"--output_dir {output_dir}: cannot be used ({error})") from error
+        raise InputError(f"cannot be used ({error})", "output_dir", output_dir) from error
     if changed := [name for name in settings if before.get(name) != settings[name]]:
         then, now = (", ".join(f"{name} {values.get(name)}" for name in changed) for values in (before, settings))
         raise InputError(
-            f"--output_dir {output_dir}: its clips were made with {then}, and this run has {now}; give another "
-            "--output_dir, or what it was made with"
+            f"its clips were made with {then}, and this run has {now}; give another "
+            "`output_dir`, or what it was made with",
+            "output_dir",
+            output_dir,
         )
 
 

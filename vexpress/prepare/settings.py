@@ -48,7 +48,7 @@ class PrepareSettings:
         self._check("size", self.size >= 16 and self.size % 8 == 0, "a multiple of 8, 16 or more")
         self._check("speech_db", -200 <= self.speech_db <= 0, "-200 to 0")
         self._check("min_clip_seconds", self.min_clip_seconds >= max(0.1, 1 / self.fps), "0.1 and one frame or more")
-        allowed = f"twice --min_clip_seconds {self.min_clip_seconds:g} or more, so that a cut leaves no part too short"
+        allowed = f"twice `min_clip_seconds` {self.min_clip_seconds:g} or more, so that a cut leaves no part too short"
         self._check("max_clip_seconds", 2 * self.min_clip_seconds <= self.max_clip_seconds < math.inf, allowed)
         self._check("format", self.format in FORMATS, " or ".join(FORMATS))
 

@@ -137,7 +137,7 @@ def check_source(info: VideoInfo, settings: PrepareSettings) -> None:
         raise Rejected("no_audio", "the file has no sound")
     if min(info.width, info.height) < settings.min_resolution:
         size = f"{info.width}x{info.height} px"
-        raise Rejected("low_resolution", f"{size}, --min_resolution is {settings.min_resolution}")
+        raise Rejected("low_resolution", f"{size}, `min_resolution` is {settings.min_resolution}")
 
 
 def check_piece(piece: Piece, info: VideoInfo, settings: PrepareSettings) -> None:
@@ -146,18 +146,18 @@ def check_piece(piece: Piece, info: VideoInfo, settings: PrepareSettings) -> Non
         raise Rejected("not_one_face", f"no face in any of {piece.num_frames} frames")
     if piece.num_frames < round(settings.min_clip_seconds * frame_rate(settings.fps)):
         seconds = float(piece.num_frames / frame_rate(settings.fps))
-        raise Rejected("too_short", f"{seconds:.2f} s, --min_clip_seconds is {settings.min_clip_seconds:g}")
+        raise Rejected("too_short", f"{seconds:.2f} s, `min_clip_seconds` is {settings.min_clip_seconds:g}")
     _check_one_face(piece.num_bad, piece.num_frames, settings)
     face_px = float(np.median((piece.boxes[:, 2:] - piece.boxes[:, :2]).max(1)))
     least = max(settings.min_face_px, settings.min_face_fraction * min(info.width, info.height))
     if face_px < least:
-        limits = f"--min_face_px is {settings.min_face_px}, --min_face_fraction {settings.min_face_fraction:g}"
+        limits = f"`min_face_px` is {settings.min_face_px}, `min_face_fraction` {settings.min_face_fraction:g}"
         raise Rejected("face_too_small", f"{face_px:.0f} px in {info.width}x{info.height} px, {limits}")
 
 
 def _check_one_face(num_bad: int, num_frames: int, settings: PrepareSettings) -> None:
     if num_bad > settings.max_bad_fraction * num_frames:
-        limit = f"--max_bad_fraction is {settings.max_bad_fraction:g}"
+        limit = f"`max_bad_fraction` is {settings.max_bad_fraction:g}"
         raise Rejected("not_one_face", f"no face or several in {num_bad} of {num_frames} frames, {limit}")
 
 
@@ -178,7 +178,7 @@ def check_speech(waveform: Tensor, sampling_rate_hz: int, settings: PrepareSetti
     levels_db = 20 * windows.std(dim=1, correction=0).clamp_min(1e-10).log10()  # a constant offset is no sound
     fraction = (levels_db > settings.speech_db).float().mean().item()
     if fraction < settings.min_speech_fraction:
-        limit = f"--min_speech_fraction is {settings.min_speech_fraction:g}"
+        limit = f"`min_speech_fraction` is {settings.min_speech_fraction:g}"
         raise Rejected("no_speech", f"{fraction:.2f} of the sound is above {settings.speech_db:g} dB, {limit}")
 
 

@@ -84,17 +84,17 @@ class SolverConfig:
         check_range("solver.adam_weight_decay", self.adam_weight_decay, 0, 10)
         check_range("solver.adam_epsilon", self.adam_epsilon, 0, 1e6)
         if self.optimizer not in OPTIMIZERS:
-            raise InputError(f"solver.optimizer={self.optimizer}: allowed are {', '.join(OPTIMIZERS)}")
+            raise InputError(f"allowed are {', '.join(OPTIMIZERS)}", "solver.optimizer", self.optimizer)
         if self.optimizer == "muon" and (self.use_8bit_adam or self.fsdp or self.deepspeed_config):
             raise InputError("solver.optimizer=muon: not with use_8bit_adam, fsdp or deepspeed_config; unset these")
         if self.lr_scheduler not in LR_SCHEDULERS:
-            raise InputError(f"solver.lr_scheduler={self.lr_scheduler}: allowed are {', '.join(LR_SCHEDULERS)}")
+            raise InputError(f"allowed are {', '.join(LR_SCHEDULERS)}", "solver.lr_scheduler", self.lr_scheduler)
         if self.ema_decay is not None:
             check_range("solver.ema_decay", self.ema_decay, 0, 1)
         if self.mixed_precision == "False":  # how YAML reads a bare `no`
             self.mixed_precision = "no"
         if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise InputError(f"solver.mixed_precision={self.mixed_precision}: allowed are no, fp16 and bf16")
+            raise InputError("allowed are no, fp16 and bf16", "solver.mixed_precision", self.mixed_precision)
         if self.deepspeed_config and self.fsdp:
             raise InputError("solver.deepspeed_config and solver.fsdp=true: choose one")
         if self.ema_decay is not None and self.fsdp:
@@ -115,9 +115,9 @@ class InitConfig:
 
     def __post_init__(self):
         if self.source not in ("unet", "animate_anyone", "stage", "random"):
-            raise InputError(f"init.source={self.source}: allowed are unet, animate_anyone, stage and random")
+            raise InputError("allowed are unet, animate_anyone, stage and random", "init.source", self.source)
         if self.path is None and self.source in ("animate_anyone", "stage"):
-            raise InputError(f"init.source={self.source}: set init.path to the folder to start from")
+            raise InputError("set init.path to the folder to start from", "init.source", self.source)
 
 
 @dataclass
@@ -184,7 +184,7 @@ class TrainConfig:
     noise_offset: float = 0.05
     shared_noise: float = 0.0
     """Share of the noise's variance that all frames of a sample have in common, 0 (as released) to 1; see
-    inference.py --shared_noise."""
+    inference.py `shared_noise`."""
     snr_gamma: float | None = 5.0
     """Min-SNR weighting; unset weighs all timesteps alike."""
     motion_loss_weight: float = 0.0

@@ -166,13 +166,15 @@ def _check_widths(networks: TrainingNetworks) -> None:
     )
     if guider.out_channels != unet.block_out_channels[0]:
         raise InputError(
-            f"model.v_kps_guider.out_channels={guider.out_channels}: the UNet's first width is "
-            f"{unet.block_out_channels[0]}"
+            f"the UNet's first width is {unet.block_out_channels[0]}",
+            "model.v_kps_guider.out_channels",
+            guider.out_channels,
         )
     if audio.output_dim != unet.cross_attention_dim:
         raise InputError(
-            f"model.audio_projection.output_dim={audio.output_dim}: the UNet's cross_attention_dim is "
-            f"{unet.cross_attention_dim}"
+            f"the UNet's cross_attention_dim is {unet.cross_attention_dim}",
+            "model.audio_projection.output_dim",
+            audio.output_dim,
         )
     if min(audio.heads, audio.dim_head, audio.depth, audio.num_queries) < 1:
         raise InputError("model.audio_projection: heads, dim_head, depth and num_queries must be at least 1")

@@ -65,7 +65,7 @@ class RunLog:
 def describe_run(weight_paths: list[Path]) -> dict[str, str]:
     """What a run was made with: versions, the git commit, and a sha256 of each file of weights."""
     packages = {name: version(name) for name in ("torch", "diffusers", "transformers", "accelerate")}
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "always", "dirty", "--abbrev=40"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -75,7 +75,7 @@ class RunState:
         state = read_config(found[-1] / STATE_FILE) if found else {"step": 0, "num_samples": 0}
         steps = self.accelerator.gather(torch.tensor([state["step"]], device=self.accelerator.device))
         if len(steps.unique()) > 1:
-            raise InputError(f"output_dir={self.folder}: nodes find different checkpoints; it must be on a shared disk")
+            raise InputError("nodes find different checkpoints; it must be on a shared disk", "output_dir", self.folder)
         if not found:
             self.folder.mkdir(parents=True, exist_ok=True)
             return 0, 0

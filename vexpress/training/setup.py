@@ -28,12 +28,12 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             plugin.deepspeed_config["gradient_clipping"] = solver.max_grad_norm
             plugins, wanted = {"deepspeed_plugin": plugin}, DistributedType.DEEPSPEED
     except (ImportError, ValueError, OSError) as error:
-        raise InputError(f"solver.deepspeed_config={solver.deepspeed_config}: {error} (is it installed?)") from error
+        raise InputError(f"{error} (is it installed?)", "solver.deepspeed_config", solver.deepspeed_config) from error
     if solver.fsdp:
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
         plugins, wanted = {"fsdp_plugin": plugin}, DistributedType.FSDP
     if config.tracker and find_spec(config.tracker) is None:  # accelerate would log nothing
-        raise InputError(f"tracker={config.tracker}: is not installed; pip install {config.tracker}, or tracker=null")
+        raise InputError(f"is not installed; pip install {config.tracker}, or tracker=null", "tracker", config.tracker)
     try:
         accelerator = Accelerator(
             gradient_accumulation_steps=solver.gradient_accumulation_steps,
@@ -44,7 +44,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             **plugins,
         )
     except ValueError as error:  # such as fp16 on a CPU, or against the DeepSpeed file
-        raise InputError(f"solver.mixed_precision={solver.mixed_precision}: {error}") from error
+        raise InputError(f"{error}", "solver.mixed_precision", solver.mixed_precision) from error
     if wanted and accelerator.distributed_type != wanted:  # accelerate would train on without it
         raise InputError(
             "solver.deepspeed_config and solver.fsdp need CUDA devices and processes started by train_stage.sh; "

@@ -1,0 +1,168 @@
+"""The table of sampling options: default, bounds, unit and help of each, in one place.
+
+From it derive the flags of programs, what a model folder may set, what an evaluation records, the pipeline's keyword
+arguments with their checks, and the table of docs/inference.md. A new option is one field here, and its use.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from vexpress.errors import InputError
+from vexpress.fields import allowed_values, check_fields, option
+from vexpress.model_folder import INFERENCE_DEFAULTS, read_config
+
+GUIDANCE = ("all", "audio")
+SCHEDULERS = ("ddim", "dpmsolver++", "unipc", "lcm", "euler")
+DTYPES = ("fp16", "bf16", "fp32")
+STAGES = ("stage_1", "stage_2", "stage_3")
+
+# Where an option takes effect: when the user's files are read, when the model is loaded, or in the pipeline's call.
+REQUEST, LOADING, CALL = "request", "loading", "call"
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a video is made from a portrait, speech and keypoints.
+
+    Facts of a field beside those of `vexpress.fields.option`: `where` it takes effect; `by_model`, whether a model
+    folder's inference_defaults.json may set it; `same_result`, True for what changes speed, memory and rounding only.
+
+    Raises:
+        InputError: a value is out of bounds.
+    """
+
+    image_width: int = option(
+        512, "width of the video, 64 advised as a step", low=64, high=2048, multiple=8, unit="px", where=REQUEST
+    )
+    image_height: int = option(
+        512, "height of the video, 64 advised as a step", low=64, high=2048, multiple=8, unit="px", where=REQUEST
+    )
+    fps: float = option(30.0, "frame rate of the video", low=1, high=240, unit="frames per second", where=REQUEST)
+    seed: int = option(42, "same seed and inputs: same video", low=0, high=2**63 - 1, where=CALL, by_model=False)
+    scheduler: str = option("ddim", "sampler", choices=SCHEDULERS, where=LOADING)
+    num_inference_steps: int = option(
+        25, "denoising steps; with dpmsolver++ or unipc 10 to 15 are worth a try", low=1, high=1000, where=CALL
+    )
+    guidance_scale: float = option(
+        3.5, "strength of guidance; 1 switches it off and halves the time", low=0, high=100, where=CALL
+    )
+    guidance: str = option(
+        "all",
+        "guide away from: no condition at all, or no audio, which moves the mouth more and keeps colours",
+        choices=GUIDANCE,
+        where=CALL,
+    )
+    shared_noise: float = option(
+        0.0, "share of the initial noise that all frames have in common: less flicker", low=0, high=1, where=CALL
+    )
+    context_frames: int = option(24, "frames of a window; fewer take less memory", low=1, high=1000, where=CALL)
+    context_overlap: int = option(
+        4, "frames that neighbouring windows share; more make joints smoother", low=0, high=999, where=CALL
+    )
+    reference_attention_weight: float = option(
+        0.95, "higher holds the look of the portrait more", low=0, high=100, where=CALL
+    )
+    audio_attention_weight: float = option(
+        3.0, "higher moves the mouth more; too high distorts it", low=0, high=100, where=CALL
+    )
+    num_pad_audio_frames: int = option(2, "frames of audio around each frame", low=0, high=100, where=CALL)
+    median_filter: bool = option(True, "smooth decoded frames against flicker", where=CALL)
+    denoise_threshold: float = option(
+        0.0,
+        "of 255: pixels that differ by less are averaged over 5 frames, which stills the background; 0 is off",
+        low=0,
+        high=255,
+        where=CALL,
+    )
+    windows_per_batch: int = option(
+        1,
+        "windows predicted at once: more is faster and takes more memory",
+        low=1,
+        high=1000,
+        where=CALL,
+        by_model=False,
+        same_result=True,
+    )
+    dtype: str | None = option(
+        None, "number type; unset: fp16 on cuda, else fp32", choices=DTYPES, type=str, where=LOADING, by_model=False
+    )
+    test_stage: str = option(
+        "stage_3",
+        "stage_1 silences audio attention and motion modules, which it has not trained; 2 and 3 run alike",
+        choices=STAGES,
+        where=LOADING,
+        by_model=False,
+    )
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.context_overlap >= self.context_frames:
+            allowed = f"0 to {self.context_frames - 1}, below `context_frames`"
+            raise InputError(f"must be {allowed}", "context_overlap", self.context_overlap)
+
+    def changed(self, **values: Any) -> "SamplingOptions":
+        """These options with other values.
+
+        Raises:
+            InputError: no such option, or a value out of bounds.
+        """
+        names = [field.name for field in fields(self)]
+        if unknown := [name for name in values if name not in names]:
+            raise InputError(f"is no sampling option; there are {', '.join(names)}", unknown[0])
+        return replace(self, **values)
+
+    def values_at(self, *places: str) -> dict[str, Any]:
+        """Names and values of the options that take effect at these places."""
+        return {field.name: getattr(self, field.name) for field in option_fields(*places)}
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides how a video looks, to be written beside it."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if not field.metadata.get("same_result", False)
+        }
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {"released": {}}
+"""Name -> values that differ from the defaults, which are the released ones."""
+
+
+def option_fields(*places: str) -> tuple[Field, ...]:
+    """The fields of `SamplingOptions`, or those that take effect at the given places."""
+    return tuple(field for field in fields(SamplingOptions) if not places or field.metadata["where"] in places)
+
+
+def load_model_defaults(model_dir: str | Path) -> dict[str, Any]:
+    """Reads the options that a model folder sets; none without a file.
+
+    Raises:
+        InputError: the file is damaged, holds what is no option or not the model's to set, or a value out of bounds.
+    """
+    path = Path(model_dir) / INFERENCE_DEFAULTS
+    if not path.is_file():
+        return {}
+    values = read_config(path)
+    allowed = {field.name: field for field in fields(SamplingOptions) if field.metadata.get("by_model", True)}
+    values = {LEGACY_NAMES.get(name, name): _legacy(name, value) for name, value in values.items()}
+    for name, value in values.items():
+        if name not in allowed:
+            raise InputError(f"{path}: {name}={json.dumps(value)}; allowed are {', '.join(allowed)}")
+    try:
+        SamplingOptions(**values)
+    except InputError as error:
+        field = allowed.get(error.field)
+        what = f"must be {allowed_values(field)}" if field else error.problem
+        raise InputError(f"{path}: {error.field}={json.dumps(error.value)}; {what}") from error
+    return values
+
+
+LEGACY_NAMES = {"no_median_filter": "median_filter"}
+
+
+def _legacy(name: str, value: Any) -> Any:
+    """Files of the first edition say no_median_filter."""
+    return not value if name in LEGACY_NAMES and isinstance(value, bool) else value
