@@ -1,5 +1,7 @@
 """Names of devices and of number types, and what stands for them on this machine."""
 
+import os
+
 import torch
 
 from vexpress.errors import InputError
@@ -32,12 +34,27 @@ def resolve_device(name: str | None = None, gpu_id: int = 0) -> torch.device:
     return torch.device(name)
 
 
-def resolve_dtype(name: str) -> torch.dtype:
-    """Turns "fp16", "bf16" or "fp32" into a dtype.
+def resolve_dtype(name: str | None, device: torch.device | None = None) -> torch.dtype:
+    """Turns "fp16", "bf16" or "fp32" into a dtype; None is fp16 on a CUDA `device`, and else fp32.
 
     Raises:
         InputError: any other name.
     """
+    name = name or ("fp16" if device is not None and device.type == "cuda" else "fp32")
     if name not in DTYPES:
         raise InputError(f"allowed are {', '.join(DTYPES)}", "dtype", name)
     return DTYPES[name]
+
+
+def process_number(variable: str, default: int) -> int:
+    """A number of this process that torchrun puts into the environment, such as RANK or WORLD_SIZE.
+
+    Raises:
+        InputError: the variable holds no such number.
+    """
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal():
+        raise InputError(
+            f"{variable}={text} in the environment: must be a whole number; start with torchrun, or unset it"
+        )
+    return int(text)

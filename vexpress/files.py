@@ -1,7 +1,10 @@
 """Files that are never half-written, and paths that are checked before the work begins."""
 
 import contextlib
+import hashlib
 import os
+import re
+import socket
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -9,36 +12,80 @@ from pathlib import Path
 
 from vexpress.errors import InputError
 
+HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+TEMPORARY_NAME = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}\.part")
+"""Host and process that write a temporary file, so that the next run knows which files nobody writes any more."""
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary path beside `path`; moves it into place on success and removes it on any failure.
 
-    The temporary name keeps the suffix, since encoders choose the container by it, and starts with a dot and nothing
-    of the user's name, so that a long or odd name stays valid.
+    What is moved into place is on the disk first, so that a power cut leaves the old file or the new one. The temporary
+    name keeps the suffix, since encoders choose the container by it, and has nothing of the user's name, so that a long
+    or odd name stays valid.
     """
     path = Path(path)
-    temporary = path.parent / f".{uuid.uuid4().hex}.part{path.suffix}"
+    remove_leftovers(path.parent)
+    temporary = path.parent / f".{HOST}-{os.getpid()}-{uuid.uuid4().hex}.part{path.suffix}"
     try:
         yield temporary
         umask = os.umask(0)  # it can only be read by setting it
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # some libraries create files that only their owner may read
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def check_output_path(path: str | os.PathLike, field: str, inputs: Sequence[str | os.PathLike | None] = ()) -> Path:
-    """Finds out before hours of work whether `path` can be written.
+def sync(path: Path) -> None:
+    """Has the disk hold a file, or a folder's list of names, before this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes temporary files of `replacing` whose process on this machine was killed."""
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(folder) if name.startswith(f".{HOST}-")]
+        for name in names:
+            match = TEMPORARY_NAME.match(name)
+            if match and not _is_alive(int(match[2])):
+                (folder / name).unlink(missing_ok=True)
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def check_output_path(
+    path: str | os.PathLike,
+    field: str,
+    inputs: Sequence[str | os.PathLike | None] = (),
+    model_dirs: Sequence[str | os.PathLike | None] = (),
+) -> Path:
+    """Finds out before hours of work whether `path` can be written, and that nothing is lost by it.
 
     Args:
         path: file to write; where a link leads to, if it is one.
         field: for messages.
-        inputs: files that are read, which `path` must not be.
+        inputs: files that are read, and other files that are written, none of which `path` may be.
+        model_dirs: folders of models, in which `path` may not lie.
 
     Raises:
-        InputError: the folder is missing or not writable, or `path` is no regular file, or one of the inputs.
+        InputError: the folder is missing or not writable, or `path` is no regular file, or one of the inputs, or in
+            a model folder.
     """
     try:
         path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
@@ -48,9 +95,23 @@ def check_output_path(path: str | os.PathLike, field: str, inputs: Sequence[str 
             raise InputError(f"is a device or pipe, not a file; change `{field}`", field, path)
         if not path.parent.is_dir():
             raise InputError(f"the folder {path.parent} does not exist; create it or change `{field}`", field, path)
-        if path.exists() and any(given and Path(given).exists() and path.samefile(given) for given in inputs):
-            raise InputError(f"is one of the inputs, which would be lost; change `{field}`", field, path)
+        if any(is_same_file(path, given) for given in inputs if given):
+            raise InputError(f"is also one of the inputs or other outputs; change `{field}`", field, path)
+        for folder in model_dirs:
+            if folder and path.resolve().is_relative_to(Path(folder).resolve()):
+                raise InputError(f"lies in the model folder {folder}; change `{field}`", field, path)
         tempfile.TemporaryFile(dir=path.parent).close()
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"is no file name ({error}); change `{field}`", field, repr(str(path))) from error
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror}); change `{field}`", field, path) from error
     return path
+
+
+def is_same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
+    """Whether two paths lead to one file, which need not exist yet."""
+    if Path(one).resolve() == Path(other).resolve():
+        return True
+    return Path(one).exists() and Path(other).exists() and Path(one).samefile(other)

@@ -18,6 +18,8 @@ GUIDANCE = ("all", "audio")
 SCHEDULERS = ("ddim", "dpmsolver++", "unipc", "lcm", "euler")
 DTYPES = ("fp16", "bf16", "fp32")
 STAGES = ("stage_1", "stage_2", "stage_3")
+RETARGET_STRATEGIES = ("fix_face", "no_retarget", "offset_retarget", "naive_retarget")
+KPS_EXTEND = ("loop", "stretch", "hold")
 
 # Where an option takes effect: when the user's files are read, when the model is loaded, or in the pipeline's call.
 REQUEST, LOADING, CALL = "request", "loading", "call"
@@ -125,6 +127,38 @@ class SamplingOptions:
             for field in fields(self)
             if not field.metadata.get("same_result", False)
         }
+
+
+@dataclass(frozen=True)
+class MotionOptions:
+    """How a user's portrait and keypoints become those of the video.
+
+    Raises:
+        InputError: a value is out of bounds.
+    """
+
+    auto_crop: bool = option(False, "crop the portrait around the face")
+    retarget_strategy: str | None = option(
+        None,
+        "fix_face: a still head; no_retarget: the keypoints as they are; the others: those of another person, see "
+        "docs/inference.md; unset: fix_face, or with kps_path no_retarget",
+        choices=RETARGET_STRATEGIES,
+        type=str,
+    )
+    kps_extend: str = option("loop", "what to do if the keypoints end before the audio", choices=KPS_EXTEND)
+    kps_fps: float | None = option(
+        None, "frame rate of kps_path; unset: the file's, else fps", low=1, high=240, type=float
+    )
+    audio_track: int | None = option(
+        None,
+        "number of the sound track, from 0; unset: the one a player plays",
+        low=0,
+        high=999,
+        type=int,
+    )
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {"released": {}}

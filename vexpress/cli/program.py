@@ -1,11 +1,13 @@
 """Running a program: errors become one line and an exit code."""
 
 import errno
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
 
+from vexpress import logs
 from vexpress.cli.parser import ArgumentParser
 from vexpress.errors import InputError
 
@@ -46,5 +48,13 @@ def run_program(main: Callable[[], None]) -> int:
 
 def worded(error: InputError) -> str:
     """An error's line, with fields named as this program's flags."""
-    parser = ArgumentParser.last
-    return error.worded(parser.name_of if parser else str)
+    return error.worded(_name_of)
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """Sends log lines to stderr, with fields named as this program's flags."""
+    logs.set_up_logging(level, _name_of)
+
+
+def _name_of(field: str) -> str:
+    return ArgumentParser.last.name_of(field) if ArgumentParser.last else field

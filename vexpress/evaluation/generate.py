@@ -2,22 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from vexpress.data.formats import load_face_info
 from vexpress.errors import InputError
 from vexpress.evaluation.clips import Pair, Problem
 from vexpress.files import replacing
-from vexpress.media.audio import Audio, load_audio
-from vexpress.media.random_access import count_frames, read_frames_at
 from vexpress.media.video import probe_video, write_video
+from vexpress.options import CALL, SamplingOptions
 from vexpress.pipeline import VExpressPipeline
+from vexpress.request import load_clip_inputs
 
 SETTINGS_NAME = "generation.json"
 
@@ -28,18 +25,22 @@ class Generation:
 
     Attributes:
         model: what by, for the record that keeps a folder from mixing models.
-        width: px, likewise height.
         max_seconds: of each clip.
         reference_frame: of the real clip, that is the portrait.
-        sampling: keyword arguments of the pipeline.
+        options: size and sampling.
+        dtype: number type that is used.
     """
 
     model: str
-    width: int
-    height: int
     max_seconds: float
     reference_frame: int
-    sampling: dict[str, Any]
+    options: SamplingOptions
+    dtype: torch.dtype
+
+    def recorded(self) -> dict[str, Any]:
+        """All that decides how the videos look."""
+        facts = {"model": self.model, "max_seconds": self.max_seconds, "reference_frame": self.reference_frame}
+        return facts | self.options.recorded() | {"dtype": str(self.dtype).removeprefix("torch.")}
 
 
 def check_generation(folder: Path, generation: Generation) -> None:
@@ -49,17 +50,17 @@ def check_generation(folder: Path, generation: Generation) -> None:
         InputError: videos in the folder were made otherwise.
     """
     path = folder / SETTINGS_NAME
-    ours = json.loads(json.dumps(asdict(generation)))
+    ours = generation.recorded()
     if path.is_file():
         try:
             theirs = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             theirs = {}
         differing = [key for key in ours if not isinstance(theirs, dict) or theirs.get(key) != ours[key]]
         if differing:
             raise InputError(
-                f"its videos were made with other {', '.join(differing)}, see {path.name}; "
-                "give another folder or delete it",
+                f"its videos were made with other {', '.join(differing)}, see {path.name}; give another folder or "
+                "delete it",
                 "generated_dir",
                 folder,
             )
@@ -79,7 +80,7 @@ def generate_missing(
         try:
             generate_clip(pipeline, pair, generation, device)
         except InputError as error:
-            problems.append(Problem(pair.name, "all", f"could not be generated: {' '.join(str(error).split())}"))
+            problems.append(Problem(pair.name, "all", f"could not be generated: {error}"))
     return problems
 
 
@@ -91,22 +92,19 @@ def generate_clip(pipeline: VExpressPipeline, pair: Pair, generation: Generation
     """
     if pair.face_info is None:
         raise InputError("its face_info file is missing, which holds the target keypoints")
-    info = probe_video(pair.real, "real videos")
-    kps = load_face_info(pair.face_info).kps[:, :3]
-    num_frames = min(len(kps), count_frames(pair.real, "real videos"), max(1, round(generation.max_seconds * info.fps)))
-    size = (generation.width, generation.height)
-    target = torch.from_numpy(kps[:num_frames] * np.divide(size, (info.width, info.height))).float()
-    if not target.isfinite().all():
-        raise InputError("its face_info holds keypoints that are not finite")
-    [portrait] = read_frames_at(pair.real, [min(generation.reference_frame, num_frames - 1)], "real videos")
-    audio = load_audio(pair.sound, "sound")
-    audio = Audio(audio.samples[:, : round(num_frames / info.fps * audio.sampling_rate_hz)], audio.sampling_rate_hz)
+    options = generation.options
+    inputs = load_clip_inputs(
+        pair.real,
+        pair.face_info,
+        pair.sound,
+        (options.image_width, options.image_height),
+        max_frames=round(generation.max_seconds * probe_video(pair.real, "video").fps),
+        reference_frame=generation.reference_frame,
+    )
     output = pipeline(
-        Image.fromarray(portrait).resize(size, Image.Resampling.LANCZOS),
-        audio.resampled_mono(pipeline.audio_processor.sampling_rate),
-        target,
+        **inputs.pipeline_arguments(pipeline.audio_processor.sampling_rate),
+        **options.values_at(CALL),
         output_type="generator",
         device=device,
-        **generation.sampling,
     )
-    write_video(pair.generated, output.frames, info.fps, audio)
+    write_video(pair.generated, output.frames, inputs.fps, inputs.audio)

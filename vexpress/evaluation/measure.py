@@ -15,6 +15,7 @@ from vexpress.evaluation.faces import FaceTrack, find_faces, measure_kps_distanc
 from vexpress.evaluation.features import CLIP_FRAMES, ClipFeatures, FrameFeatures, NetworkFacts
 from vexpress.evaluation.images import fit_size, measure_psnr, measure_ssim
 from vexpress.evaluation.mouth import mouth_from_landmarks
+from vexpress.evaluation.settings import Settings
 from vexpress.evaluation.syncnet import (
     FPS,
     RATE_HZ,
@@ -45,27 +46,6 @@ class Networks:
     faces: FaceAnalyzer | None = None
     facts: list[NetworkFacts] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How it is measured.
-
-    Attributes:
-        max_seconds: of each video; the rest is left out.
-        reference_frame: of the real video, the portrait that faces are compared with.
-        mouth_meter: one of MOUTH_METERS; "auto" takes the one for drawn faces where there are labels.
-        seed: of resampling and shuffling.
-        num_resamples: for intervals of means.
-        num_distance_resamples: for intervals of FID and FVD.
-    """
-
-    max_seconds: float = 30.0
-    reference_frame: int = 0
-    mouth_meter: str = "auto"
-    seed: int = 0
-    num_resamples: int = 1000
-    num_distance_resamples: int = 100
 
 
 @dataclass

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from vexpress.errors import InputError
 from vexpress.files import replacing
+from vexpress.options import KPS_EXTEND, RETARGET_STRATEGIES
 
 logger = logging.getLogger(__name__)
 
-RETARGET_STRATEGIES = ("fix_face", "no_retarget", "offset_retarget", "naive_retarget")
-KPS_EXTEND = ("loop", "stretch", "hold")
 KPS_SUFFIXES = (".pth", ".pt", ".npz", ".safetensors")
 
 POINT_COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))  # left eye, right eye, nose

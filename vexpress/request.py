@@ -1,0 +1,218 @@
+"""From what a user gives to what the pipeline takes: portrait, speech and keypoints as tensors that fit together.
+
+Every door comes through here: programs, validation in training, evaluation, and what measures the demo pack.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vexpress.data.formats import load_face_info
+from vexpress.errors import InputError
+from vexpress.media.audio import Audio, load_audio
+from vexpress.media.faces import FaceAnalyzer, head_and_shoulders_box
+from vexpress.media.images import load_image
+from vexpress.media.keypoints import KpsSequence, fit_to_clip, load_kps, retarget
+from vexpress.media.random_access import count_frames, read_frames_at
+from vexpress.media.video import probe_video
+from vexpress.options import MotionOptions, SamplingOptions
+
+logger = logging.getLogger(__name__)
+
+ADVISED_PORTRAIT_PX = 512
+MAX_SQUEEZE = 0.02  # a change of the aspect ratio that nobody sees
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user gives.
+
+    Attributes:
+        reference_image: path of the portrait, or the picture.
+        audio: path of the speech, or the sound.
+        kps: path of the driving keypoints, or the keypoints; None for a still head.
+        motion: how these become the video's.
+    """
+
+    reference_image: str | PathLike | Image.Image
+    audio: str | PathLike | Audio
+    kps: str | PathLike | KpsSequence | None = None
+    motion: MotionOptions = field(default_factory=MotionOptions)
+
+    @property
+    def strategy(self) -> str:
+        """The retarget strategy asked for, or else the one that suits what was given."""
+        return self.motion.retarget_strategy or ("fix_face" if self.kps is None else "no_retarget")
+
+    @property
+    def needs_face(self) -> bool:
+        """Whether the face in the portrait has to be found."""
+        return self.motion.auto_crop or self.strategy != "no_retarget"
+
+
+@dataclass(frozen=True)
+class ClipInputs:
+    """What the pipeline makes a video of.
+
+    Attributes:
+        portrait: RGB, at the size of the video.
+        audio: the speech as it is in its file; the video's sound.
+        kps: (f 3 2) float32, px of the video's frames: left eye, right eye, nose.
+        fps: frames per second of the video.
+    """
+
+    portrait: Image.Image
+    audio: Audio
+    kps: Tensor
+    fps: Fraction | float
+    _waveforms: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.kps)
+
+    def waveform(self, sampling_rate_hz: int) -> Tensor:
+        """The speech as the audio encoder hears it: (n,) float32; resampled once, for all who ask."""
+        if sampling_rate_hz not in self._waveforms:
+            self._waveforms[sampling_rate_hz] = self.audio.resampled_mono(sampling_rate_hz)
+        return self._waveforms[sampling_rate_hz]
+
+    def pipeline_arguments(self, sampling_rate_hz: int) -> dict[str, Any]:
+        """The pipeline's inputs by name; `sampling_rate_hz` is its audio processor's."""
+        return {
+            "reference_image": self.portrait,
+            "audio_waveform": self.waveform(sampling_rate_hz),
+            "kps_sequence": self.kps,
+        }
+
+
+def prepare_request(
+    request: Request, options: SamplingOptions, build_analyzer: Callable[[], FaceAnalyzer]
+) -> ClipInputs:
+    """Reads a user's files and makes them fit the video.
+
+    Args:
+        request: what was given.
+        options: size and frame rate of the video.
+        build_analyzer: gives the face detector; called only where a face has to be found.
+
+    Raises:
+        InputError: a file cannot be used, there is no face, or the inputs do not go together.
+    """
+    if request.kps is None and request.strategy != "fix_face":
+        raise InputError(f"`retarget_strategy` {request.strategy} needs `kps_path`; without one use fix_face")
+    audio = request.audio if isinstance(request.audio, Audio) else load_audio(request.audio)
+    sequence = request.kps
+    if sequence is not None and not isinstance(sequence, KpsSequence):
+        sequence = load_kps(sequence)
+    num_frames = max(1, round(audio.duration_seconds * options.fps))
+    portrait, reference_kps = prepare_portrait(request, options, build_analyzer)
+    kps = prepare_kps(request, options, sequence, reference_kps, num_frames)
+    return ClipInputs(portrait, audio, kps, options.fps)
+
+
+def prepare_portrait(
+    request: Request, options: SamplingOptions, build_analyzer: Callable[[], FaceAnalyzer]
+) -> tuple[Image.Image, Tensor | None]:
+    """Loads the portrait at the video's size, and its V-Kps (3 2) in px of it where the face has to be found.
+
+    Raises:
+        InputError: the picture cannot be read, or shows no face.
+    """
+    given = request.reference_image
+    image = given.convert("RGB") if isinstance(given, Image.Image) else load_image(given)
+    size = (options.image_width, options.image_height)
+    face = None
+    if request.needs_face:
+        what = "`reference_image_path`" + ("" if isinstance(given, Image.Image) else f" {given}")
+        face = build_analyzer().detect_main(np.asarray(image), what)
+    box = (0, 0, image.width, image.height)
+    if request.motion.auto_crop:
+        box = head_and_shoulders_box(face.bbox, image.width, image.height, ADVISED_PORTRAIT_PX)
+        if box[2] - box[0] < min(ADVISED_PORTRAIT_PX, *size):
+            logger.warning(
+                "`auto_crop`: the portrait gives a crop of %d px for a video of %dx%d", box[2] - box[0], *size
+            )
+    box_width, box_height = box[2] - box[0], box[3] - box[1]
+    if abs(box_width / box_height / (size[0] / size[1]) - 1) > MAX_SQUEEZE:
+        logger.warning(
+            "the picture is squeezed from %dx%d to %dx%d: crop the portrait, or change `image_width`, `image_height`",
+            *(box_width, box_height, *size),
+        )
+    portrait = image.resize(size, Image.Resampling.LANCZOS, box=box)
+    if face is None:
+        return portrait, None
+    scale = torch.tensor([size[0] / box_width, size[1] / box_height])
+    return portrait, (torch.from_numpy(face.v_kps) - torch.tensor(box[:2])) * scale
+
+
+def prepare_kps(
+    request: Request,
+    options: SamplingOptions,
+    sequence: KpsSequence | None,
+    reference_kps: Tensor | None,
+    num_frames: int,
+) -> Tensor:
+    """The keypoints of every frame, (f 3 2) float32 px.
+
+    Raises:
+        InputError: the keypoints cannot be carried over to the portrait.
+    """
+    strategy, motion = request.strategy, request.motion
+    if sequence is not None and strategy == "fix_face":
+        logger.warning("`retarget_strategy` fix_face keeps the head still: `kps_path` is not used")
+    if sequence is None or strategy == "fix_face":
+        return retarget(reference_kps.expand(num_frames, -1, -1), reference_kps, "fix_face").float()
+    if sequence.fps is None and motion.kps_fps is None:
+        logger.warning(
+            "`kps_path` holds no frame rate: taken as %g fps; set `kps_fps`, or as released `kps_extend` stretch",
+            options.fps,
+        )
+    if motion.kps_fps is not None:
+        sequence = KpsSequence(sequence.kps, motion.kps_fps, sequence.height, sequence.width)
+    driving = fit_to_clip(
+        sequence, num_frames, options.fps, options.image_height, options.image_width, motion.kps_extend
+    )
+    return retarget(driving, reference_kps, strategy).float()
+
+
+def load_clip_inputs(
+    video: str | PathLike,
+    face_info: str | PathLike,
+    sound: str | PathLike,
+    size: tuple[int, int],
+    *,
+    max_frames: float = float("inf"),
+    reference_frame: int = 0,
+) -> ClipInputs:
+    """Makes inputs of a real clip of a data set: one of its frames as the portrait, its keypoints, its sound.
+
+    Args:
+        video: the clip.
+        face_info: the face in each of its frames, see `vexpress.data.formats`.
+        sound: the clip, or another file with its sound.
+        size: width and height of the video to make, px.
+        max_frames: the rest of the clip is left out.
+        reference_frame: number of the frame that is the portrait; the last one where there are fewer.
+
+    Raises:
+        InputError: a part is missing, damaged or does not fit.
+    """
+    info = probe_video(video, "video")
+    kps = load_face_info(face_info).kps[:, :3]
+    num_frames = int(min(len(kps), count_frames(video, "video"), max(1, max_frames)))
+    scaled = torch.from_numpy(kps[:num_frames] * np.divide(size, (info.width, info.height))).float()
+    if not scaled.isfinite().all():
+        raise InputError("holds keypoints that are not finite", "face_info", face_info)
+    [portrait] = read_frames_at(video, [min(reference_frame, num_frames - 1)], "video")
+    audio = load_audio(sound, "sound")
+    audio = Audio(audio.samples[:, : round(num_frames / info.fps * audio.sampling_rate_hz)], audio.sampling_rate_hz)
+    return ClipInputs(Image.fromarray(portrait).resize(size, Image.Resampling.LANCZOS), audio, scaled, info.fps)
