@@ -23,7 +23,7 @@ from vexpress.diffusion.sampling import sample
 from vexpress.diffusion.schedule import build_scheduler, share_noise
 from vexpress.diffusion.windows import context_windows, own_windows
 from vexpress.errors import InputError
-from vexpress.media.keypoints import draw_v_kps
+from vexpress.media.keypoints import render_v_kps
 from vexpress.media.smoothing import stream_denoise, stream_median_filter
 from vexpress.model_folder import ModelPaths
 from vexpress.models import AudioProjection, Conditions, DenoisingUNet, ReferenceNet, VKpsGuider
@@ -428,7 +428,7 @@ class VExpressPipeline(DiffusionPipeline):
         with working(self.v_kps_guider):
             for start in range(0, len(different), FRAMES_PER_BATCH):
                 part = different[start : start + FRAMES_PER_BATCH]
-                images = torch.from_numpy(np.stack([draw_v_kps(points, height, width) for points in part]))
+                images = torch.from_numpy(np.stack([render_v_kps(points, height, width) for points in part]))
                 images = rearrange(images, "f h w c -> 1 c f h w").to(self.v_kps_guider.device) / 255
                 encoded = rearrange(self.v_kps_guider(images.to(self.v_kps_guider.dtype)), "1 d f h w -> f d h w")
                 if features is None:  # all at once: joined parts would be in memory twice

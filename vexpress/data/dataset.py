@@ -36,7 +36,7 @@ from vexpress.data.transforms import (
     transform_points,
 )
 from vexpress.errors import InputError
-from vexpress.media.keypoints import draw_v_kps
+from vexpress.media.keypoints import render_v_kps
 from vexpress.media.random_access import count_frames, read_frames_at
 from vexpress.media.video import probe_video
 
@@ -170,7 +170,7 @@ class TalkingFaceDataset(Dataset):
             sample = {"latents": rearrange(latents[:-1], "f c h w -> c f h w"), "reference_latents": latents[-1]}
 
         kps = transform_kps(clip.kps[frame_ids], geometry)
-        kps_images = torch.from_numpy(np.stack([draw_v_kps(points, *size[::-1]) for points in kps]))
+        kps_images = torch.from_numpy(np.stack([render_v_kps(points, *size[::-1]) for points in kps]))
         boxes = scaled_box(transform_points(clip.lip_corners[frame_ids], geometry), config.lip_mask_scale)
         lip_masks = [draw_lip_mask(box, *size[::-1], self.latent_downsampling) for box in boxes]
         hidden_states = load_audio_embeds(clip.record.audio_embeds)

@@ -44,7 +44,7 @@ class KpsSequence:
     width: int | None = None
 
 
-def draw_v_kps(kps: np.ndarray | Tensor, height: int, width: int) -> np.ndarray:
+def render_v_kps(kps: np.ndarray | Tensor, height: int, width: int) -> np.ndarray:
     """Draws the V-Kps image of one frame, bit-exact with the released drawing, which the weights expect.
 
     Args:

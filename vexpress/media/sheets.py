@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
-from vexpress.media.keypoints import draw_v_kps
+from vexpress.media.keypoints import render_v_kps
 
 CELL_PX, LABEL_PX, WAVE_PX, GAP_PX = 176, 22, 84, 6
 BACKGROUND, TEXT_COLOUR, WAVE_COLOUR, MARK_COLOUR = (24, 24, 28), (225, 225, 225), (110, 170, 230), (240, 200, 90)
@@ -26,7 +26,7 @@ def remember(frames: Iterable[np.ndarray], numbers: list[int], kept: list[np.nda
         yield frame
 
 
-def draw_filmstrip(
+def render_filmstrip(
     reference: np.ndarray, frames: list[np.ndarray], numbers: list[int], kps: np.ndarray, waveform: np.ndarray
 ) -> np.ndarray:
     """Draws the picture.
@@ -46,7 +46,7 @@ def draw_filmstrip(
         [_cell(reference, size, "portrait"), *(_cell(f, size, f"frame {n}") for f, n in zip(frames, numbers))],
         [
             np.full((size[1] + LABEL_PX, size[0], 3), BACKGROUND, np.uint8),
-            *(_cell(draw_v_kps(kps[n], height, width), size, "keypoints") for n in numbers),
+            *(_cell(render_v_kps(kps[n], height, width), size, "keypoints") for n in numbers),
         ],
     ]
     rows = [np.concatenate([part for cell in row for part in (cell, _gap(cell))][:-1], axis=1) for row in rows]

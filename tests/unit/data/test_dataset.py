@@ -37,7 +37,7 @@ from vexpress.data.formats import (
 from vexpress.data.transforms import lip_mask_box
 from vexpress.diffusion.latents import scale_latents
 from vexpress.errors import InputError
-from vexpress.media.keypoints import draw_v_kps
+from vexpress.media.keypoints import render_v_kps
 
 ROOT = Path(__file__).parents[3]
 TRAINING_CLIP = ROOT.parent / "shared" / "samples" / "training_clip"
@@ -133,7 +133,7 @@ def test_every_part_belongs_to_its_frame(meta_path, sample_rate):
         assert (pixels - originals).abs().mean() < 4
 
         info = make_face_info(60)
-        kps_images = np.stack([draw_v_kps(info.kps[i, :3], 64, 64) for i in frame_ids])
+        kps_images = np.stack([render_v_kps(info.kps[i, :3], 64, 64) for i in frame_ids])
         np.testing.assert_array_equal((sample["kps_images"] * 255).byte().permute(1, 2, 3, 0), kps_images)
         for i, mask in zip(frame_ids, sample["lip_masks"][0]):
             left, top, right, bottom = lip_mask_box(info.landmark_2d_106[i], 2.0) // 8

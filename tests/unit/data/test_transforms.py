@@ -17,7 +17,7 @@ from vexpress.data.transforms import (
     transform_kps,
     transform_points,
 )
-from vexpress.media.keypoints import draw_v_kps
+from vexpress.media.keypoints import render_v_kps
 
 SIZE = (96, 128)  # width, height
 
@@ -105,8 +105,8 @@ def test_mirrored_kps_keep_their_sides_and_their_image():
         flipped = transform_kps(kps, geometry)
         assert flipped[0, 0] < flipped[1, 0]  # the left eye is still the viewer's left one
         np.testing.assert_allclose(transform_kps(flipped, geometry), kps, atol=1e-4)
-        image = draw_v_kps(flipped, 256, 256)
-        expected = np.ascontiguousarray(draw_v_kps(kps, 256, 256)[:, ::-1][..., [1, 0, 2]])
+        image = render_v_kps(flipped, 256, 256)
+        expected = np.ascontiguousarray(render_v_kps(kps, 256, 256)[:, ::-1][..., [1, 0, 2]])
         assert image[tuple(flipped[0].astype(int)[::-1])][0] == 255
         for drawing in (image, expected):
             cv2.circle(drawing, flipped[2].astype(int).tolist(), 12, (0, 0, 0), -1)

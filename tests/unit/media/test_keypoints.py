@@ -12,9 +12,9 @@ from vexpress.errors import InputError
 from vexpress.media.keypoints import (
     RETARGET_STRATEGIES,
     KpsSequence,
-    draw_v_kps,
     fit_to_clip,
     load_kps,
+    render_v_kps,
     resample,
     retarget,
     save_kps,
@@ -36,11 +36,11 @@ def ramp(num_frames: int) -> torch.Tensor:
 def test_drawing_is_the_released_one_to_the_bit():
     case = np.load(DATA / "kps_images.npz")
     for kps, expected in zip(case["kps"], case["output"]):
-        np.testing.assert_array_equal(draw_v_kps(kps, int(case["image_height"]), int(case["image_width"])), expected)
+        np.testing.assert_array_equal(render_v_kps(kps, int(case["image_height"]), int(case["image_width"])), expected)
 
 
 def test_each_point_has_its_channel():
-    image = draw_v_kps(FACE, 100, 120)
+    image = render_v_kps(FACE, 100, 120)
     assert image.shape == (100, 120, 3) and image.dtype == np.uint8
     for channel, (x, y) in enumerate(FACE.int().tolist()):
         assert image[y, x].tolist() == [255 * (c == channel) for c in range(3)]
@@ -50,7 +50,7 @@ def test_each_point_has_its_channel():
 def test_points_outside_of_the_frame_are_left_out(place):
     kps = FACE.clone()
     kps[0] = place
-    image = draw_v_kps(kps, 100, 120)
+    image = render_v_kps(kps, 100, 120)
     assert image[42, 80].tolist() == [0, 255, 0]
     assert not (image[..., 0] == 255).any()
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vexpress.media.sheets import CELL_PX, GAP_PX, LABEL_PX, draw_filmstrip, frame_numbers, remember
+from vexpress.media.sheets import CELL_PX, GAP_PX, LABEL_PX, frame_numbers, remember, render_filmstrip
 
 
 def test_frames_are_evenly_spaced_and_never_twice():
@@ -23,7 +23,7 @@ def test_shows_portrait_frames_and_where_it_is_loud():
     frames = [np.full((64, 64, 3), (10, 10 + 60 * i, 200), np.uint8) for i in range(3)]
     kps = np.tile(np.array([[20, 20], [44, 20], [32, 40]], np.float32), (9, 1, 1))
     waveform = np.concatenate([np.zeros(3000), np.ones(3000)]).astype(np.float32)
-    sheet = draw_filmstrip(reference, frames, [1, 4, 7], kps, waveform)
+    sheet = render_filmstrip(reference, frames, [1, 4, 7], kps, waveform)
     middle = GAP_PX + CELL_PX // 2
     step = CELL_PX + GAP_PX
     assert sheet[middle, middle].tolist() == [200, 10, 10]
