@@ -132,8 +132,8 @@ def prepare_portrait(
     size = (options.image_width, options.image_height)
     face = None
     if request.needs_face:
-        what = "`reference_image_path`" + ("" if isinstance(given, Image.Image) else f" {given}")
-        face = build_analyzer().detect_main(np.asarray(image), what)
+        value = None if isinstance(given, Image.Image) else given
+        face = build_analyzer().detect_main(np.asarray(image), "reference_image_path", value)
     box = (0, 0, image.width, image.height)
     if request.motion.auto_crop:
         box = head_and_shoulders_box(face.bbox, image.width, image.height, ADVISED_PORTRAIT_PX)

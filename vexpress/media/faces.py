@@ -92,8 +92,8 @@ class FaceAnalyzer:
             except AssertionError as error:
                 raise InputError(f"no face detector among {found}", "insightface_model_path", model_dir) from error
             except Exception as error:  # onnxruntime and onnx raise types of their own for a damaged file
-                message = f"`insightface_model_path` {model_dir}: cannot load {found} ({type(error).__name__})"
-                raise InputError(f"{message}; get them again with scripts/download_models.py") from error
+                problem = f"cannot load {found} ({type(error).__name__}); get them again with `vexpress download`"
+                raise InputError(problem, "insightface_model_path", model_dir) from error
             self._analysis.prepare(ctx_id=0 if len(providers) > 1 else -1, det_size=det_size)
         if missing := wanted - set(self._analysis.models):
             raise InputError(f"no model for {sorted(missing)} among {found}", "insightface_model_path", model_dir)
@@ -119,19 +119,21 @@ class FaceAnalyzer:
         ]
         return sorted(faces, key=lambda face: face.size.prod(), reverse=True)
 
-    def detect_main(self, image: np.ndarray, what: str) -> Face:
+    def detect_main(self, image: np.ndarray, field: str = "reference_image_path", value: object = None) -> Face:
         """Finds the largest face in image (H W 3) uint8 RGB.
 
         Args:
             image: to look at.
-            what: the image's flag and path, for messages.
+            field: the option that gave the image, for messages.
+            value: what it was given, such as a path.
 
         Raises:
             InputError: there is no face.
         """
         faces = self.detect(image)
         if not faces:
-            raise InputError(f"{what}: no face was found; give a picture with one clear frontal face")
+            raise InputError("no face was found; give a picture with one clear frontal face", field, value)
+        what = f"`{field}`" if value is None else f"`{field}` {value}"
         if len(faces) > 1:
             logger.warning("%s: %d faces were found; the largest is used", what, len(faces))
         longer_side = faces[0].size.max()
@@ -198,13 +200,16 @@ def head_and_shoulders_box(bbox: np.ndarray, width: int, height: int, min_side: 
     return left, top, left + side, top + side
 
 
-def track_face(frames: Iterable[list[Face]], max_gap: int, what: str = "the video") -> tuple[np.ndarray, list[int]]:
+def track_face(
+    frames: Iterable[list[Face]], max_gap: int, field: str = "video_path", value: object = None
+) -> tuple[np.ndarray, list[int]]:
     """Follows one person through a video: the largest face of the first frame that has one.
 
     Args:
         frames: the faces of each frame, largest first; consumed one by one.
-        max_gap: so many frames in a row may lack the face; their keypoints are interpolated, or held at the ends.
-        what: the video's flag and path, for messages.
+        max_gap: longest gap, in frames, in which the keypoints are interpolated, or held at the ends.
+        field: the option that gave the video, for errors.
+        value: what it was given, such as a path.
 
     Returns:
         kps (f 5 2) float32 px, and the indices of the frames that were filled.
@@ -220,14 +225,16 @@ def track_face(frames: Iterable[list[Face]], max_gap: int, what: str = "the vide
             last, found[index] = face, face.kps
         others = [other for other in faces if other is not face]
     if not found:
-        raise InputError(f"{what}: no face was found in any of {num_frames} frames")
+        raise InputError(f"no face was found in any of {num_frames} frames", field, value)
     filled = [index for index in range(num_frames) if index not in found]
     gaps = np.split(filled, np.flatnonzero(np.diff(filled) > 1) + 1) if filled else []
     too_long = [f"{gap[0]}-{gap[-1]}" for gap in gaps if len(gap) > max_gap]
     if too_long:
         raise InputError(
-            f"{what}: the face is missing in frames {', '.join(too_long)} of {num_frames}, more than `max_gap` "
-            f"{max_gap} in a row; cut the video or raise `max_gap`"
+            f"the face is missing in frames {', '.join(too_long)} of {num_frames}, more than `max_gap` "
+            f"{max_gap} in a row; cut the video or raise `max_gap`",
+            field,
+            value,
         )
     tracks = np.stack(list(found.values())).reshape(len(found), -1).T
     kps = [np.interp(range(num_frames), list(found), track) for track in tracks]

@@ -148,7 +148,7 @@ def frame_rate(fps: Fraction | float | int, field: str = "fps") -> Fraction:
     """
     value = float(fps)
     if not MIN_FPS <= value <= MAX_FPS:
-        raise InputError(f"allowed are {MIN_FPS} to {MAX_FPS} frames per second; change `{field}`", field, fps)
+        raise InputError(f"allowed are {MIN_FPS} to {MAX_FPS} frames per second", field, fps)
     if isinstance(fps, int | Fraction):
         return Fraction(fps)
     ntsc = Fraction(round(value) * 1000, 1001)

@@ -47,13 +47,15 @@ def find_videos(input_dir: Path, leave_out: Path | None = None) -> list[Path]:
     return sorted(found, key=os.fsencode)
 
 
-def build_face_info(frames: Iterable[list[Face]], max_gap: int, what: str) -> tuple[FaceInfo, list[int]]:
+def build_face_info(
+    frames: Iterable[list[Face]], max_gap: int, field: str, value: object = None
+) -> tuple[FaceInfo, list[int]]:
     """Follows one face through a clip and gathers all that is known of it.
 
     Args:
         frames: the faces of each frame with all MODULES, the largest first.
         max_gap: so many frames in a row may lack the face; all its values are interpolated there.
-        what: the video's flag and path, for messages.
+        field: the option that gave the video, for errors; likewise `value`, what it was given.
 
     Returns:
         The face in each frame, and the indices of the frames that were filled.
@@ -62,7 +64,7 @@ def build_face_info(frames: Iterable[list[Face]], max_gap: int, what: str) -> tu
         InputError: the face is missing for longer; names the frames.
     """
     detections = list(frames)
-    kps, filled = track_face(detections, max_gap, what)
+    kps, filled = track_face(detections, max_gap, field, value)
     seen = np.setdiff1d(np.arange(len(kps)), filled)
     faces = [min(detections[i], key=lambda face, i=i: np.abs(face.kps - kps[i]).sum()) for i in seen]
 
@@ -84,7 +86,7 @@ def extract_face_info(
         InputError: the video cannot be read, or the face is missing for longer than `max_gap`.
     """
     frames = (analyzer.detect(frame) for _, frame in read_frames(video_path, field))
-    return build_face_info(frames, max_gap, f"`{field}` {video_path}")
+    return build_face_info(frames, max_gap, field, video_path)
 
 
 def extract_audio_embeds(

@@ -120,7 +120,7 @@ def test_speech_is_what_is_loud_for_long_enough(waveform, is_speech):
 
 def test_face_info_follows_one_face_and_fills_all_its_values():
     frames = [[face(100)], [], [face(104), face(300, size=40)], [face(400, size=90), face(106)]]
-    info, filled = build_face_info(frames, max_gap=1, what="the clip")
+    info, filled = build_face_info(frames, max_gap=1, field="the clip")
     assert filled == [1]
     xs = [100, 102, 104, 106]
     np.testing.assert_allclose(info.kps[:, 2, 0], xs)
@@ -132,7 +132,7 @@ def test_face_info_follows_one_face_and_fills_all_its_values():
 
 def test_a_long_gap_is_named():
     with pytest.raises(InputError, match="the clip: the face is missing in frames 1-2 of 4"):
-        build_face_info([[face(100)], [], [], [face(100)]], max_gap=1, what="the clip")
+        build_face_info([[face(100)], [], [], [face(100)]], max_gap=1, field="the clip")
 
 
 @pytest.mark.parametrize(

@@ -252,9 +252,9 @@ def test_each_unusable_file_is_one_clear_line(tmp_path, mp3):
             if os.access(path, os.R_OK):  # root reads everything
                 continue
         with pytest.raises(InputError) as raised:
-            load_audio(path, flag="--sound")
+            load_audio(path, field="sound")
         message = str(raised.value)
-        assert message.startswith(f"--sound {path}: ")
+        assert message.startswith(f"sound={path}: ")
         assert reason in message
         assert "\n" not in message
 

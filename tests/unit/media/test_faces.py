@@ -41,7 +41,7 @@ def test_missing_models_are_named_without_a_download(tmp_path, monkeypatch):
         raise AssertionError("tried the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    with pytest.raises(InputError, match="--insightface_model_path .*absent: is not a folder.*download_models.py"):
+    with pytest.raises(InputError, match="^insightface_model_path=.*absent: is not a folder.*download_models.py"):
         FaceAnalyzer(tmp_path / "absent")
     with pytest.raises(InputError, match="has no .onnx files"):
         FaceAnalyzer(tmp_path)
@@ -115,15 +115,15 @@ def test_landmarks_and_embeddings(model_dir, recwarn):
 
 def test_main_face(analyzer, caplog):
     image, (_, large) = picture(((120, 240), 40), ((350, 240), 90))
-    np.testing.assert_allclose(analyzer.detect_main(image, "--reference_image_path a.jpg").kps, large, atol=1.5)
-    assert "--reference_image_path a.jpg: 2 faces" in caplog.text
+    np.testing.assert_allclose(analyzer.detect_main(image, "reference_image_path", "a.jpg").kps, large, atol=1.5)
+    assert "`reference_image_path` a.jpg: 2 faces" in caplog.text
     caplog.clear()
-    analyzer.detect_main(picture(((256, 240), 90))[0], "a.jpg")
+    analyzer.detect_main(picture(((256, 240), 90))[0], "portrait", "a.jpg")
     assert not caplog.records
-    analyzer.detect_main(picture(((256, 240), 20))[0], "a.jpg")
+    analyzer.detect_main(picture(((256, 240), 20))[0], "portrait", "a.jpg")
     assert "only 52 px" in caplog.text
-    with pytest.raises(InputError, match="--reference_image_path b.jpg: no face"):
-        analyzer.detect_main(picture()[0], "--reference_image_path b.jpg")
+    with pytest.raises(InputError, match="^reference_image_path=b.jpg: no face"):
+        analyzer.detect_main(picture()[0], "reference_image_path", "b.jpg")
 
 
 @pytest.mark.parametrize("bbox", [(300, 200, 400, 320), (0, 0, 80, 100), (900, 500, 1100, 700), (-40, 100, 700, 900)])
@@ -182,10 +182,8 @@ def test_gaps_that_are_too_long_are_listed():
     frames[0:3] = [[]] * 3
     frames[8:12] = [[face_at(400)]] * 4  # somebody else is seen
     frames[14] = []
-    with pytest.raises(
-        InputError, match=r"--video_path a.mp4: .* frames 0-2, 8-11 of 20, more than --max_gap 2 in a row"
-    ):
-        track_face(frames, max_gap=2, what="--video_path a.mp4")
+    with pytest.raises(InputError, match=r"^video_path=a.mp4: .* frames 0-2, 8-11 of 20, more than max_gap 2 in a row"):
+        track_face(frames, max_gap=2, field="video_path", value="a.mp4")
     for num_frames in (0, 4):
         with pytest.raises(InputError, match=f"no face was found in any of {num_frames} frames"):
             track_face([[]] * num_frames, max_gap=12)

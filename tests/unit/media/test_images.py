@@ -96,8 +96,8 @@ def test_each_unusable_file_is_one_clear_line(tmp_path, monkeypatch):
     }
     for reason, path in cases.items():
         with pytest.raises(InputError) as raised:
-            load_image(path, flag="--picture")
-        assert str(raised.value).startswith(f"--picture {path}: ")
+            load_image(path, field="picture")
+        assert str(raised.value).startswith(f"picture={path}: ")
         assert reason in str(raised.value)
         assert "\n" not in str(raised.value)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)

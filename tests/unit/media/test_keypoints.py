@@ -85,7 +85,7 @@ def test_fix_face_and_no_retarget():
 
 
 def test_retarget_refuses_what_it_cannot_do():
-    with pytest.raises(InputError, match="--retarget_strategy magic: allowed are fix_face"):
+    with pytest.raises(InputError, match="^retarget_strategy=magic: allowed are fix_face"):
         retarget(ramp(5), FACE, "magic")
     for strategy in set(RETARGET_STRATEGIES) - {"no_retarget"}:
         with pytest.raises(InputError, match="needs a face"):
@@ -208,9 +208,9 @@ def test_wrong_rates_and_keys_are_named(tmp_path):
 def test_wrong_paths_are_named(tmp_path):
     (tmp_path / "folder.pth").mkdir()
     for name, message in (("absent.pth", "does not exist"), ("folder.pth", "is a folder"), ("kps.txt", "end in .pth")):
-        with pytest.raises(InputError, match=f"--kps_path .*{name}.*{message}"):
+        with pytest.raises(InputError, match=f"^kps_path=.*{name}: .*{message}"):
             load_kps(tmp_path / name)
-    with pytest.raises(InputError, match="--kps_sequence_save_path .*kps.txt.*end in .pth"):
+    with pytest.raises(InputError, match="^kps_sequence_save_path=.*kps.txt: .*end in .pth"):
         save_kps(tmp_path / "kps.txt", KpsSequence(ramp(3)))
 
 
@@ -262,9 +262,9 @@ def test_points_outside_of_the_picture_are_warned_about(caplog):
     fit_to_clip(KpsSequence(ramp(20)), 20, 30, 512, 98)  # the right eye leaves in the last frame
     assert not caplog.records
     fit_to_clip(KpsSequence(ramp(20)), 20, 30, 512, 96)
-    assert "15% of the frames" in caplog.text and "--image_width x --image_height, here 96 x 512" in caplog.text
+    assert "15% of the frames" in caplog.text and "`image_width` x `image_height`, here 96 x 512" in caplog.text
 
 
 def test_unknown_extension_is_named():
-    with pytest.raises(InputError, match="--kps_extend repeat: allowed are loop, stretch, hold"):
+    with pytest.raises(InputError, match="^kps_extend=repeat: allowed are loop, stretch, hold"):
         fit_to_clip(KpsSequence(ramp(3)), 9, 30, 512, 512, "repeat")
