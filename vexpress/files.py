@@ -36,6 +36,10 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):  # nobody knows the temporary name
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

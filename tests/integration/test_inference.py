@@ -123,10 +123,9 @@ def test_fix_face_needs_no_keypoints_and_auto_crop_crops(files, tmp_path):
     flags = {**files, "--retarget_strategy": "fix_face", "--kps_path": None}
     assert run({**flags, "--reference_image_path": tmp_path / "wide.png"}, "--auto_crop") == 0
     check_video(files["--output_path"], 10, 20)
-    args = inference.build_parser().parse_args(
-        ["--reference_image_path", str(tmp_path / "wide.png"), "--audio_path", "x", "--auto_crop"]
-    )
-    portrait, kps = inference.prepare_portrait(args, torch.device("cpu"), files["--model_dir"] / "insightface_models")
+    request = Request(tmp_path / "wide.png", "x", motion=MotionOptions(auto_crop=True))
+    analyzer = FaceAnalyzer(files["--model_dir"] / "insightface_models")
+    portrait, kps = prepare_portrait(request, SamplingOptions(), lambda: analyzer)
     assert portrait.size == (512, 512)
     assert 100 < kps[2, 0] < 412  # the nose, which stood far to the right, is near the middle
     assert tuple(np.asarray(portrait)[round(float(kps[0, 1])), round(float(kps[0, 0]))]) != (255, 255, 255)
@@ -367,11 +366,7 @@ def test_keypoints_that_are_not_used_are_said(files, capsys):
 
 def test_strategy_follows_from_the_keypoints(files):
     for kps_path, strategy in ((files["--kps_path"], "no_retarget"), (None, "fix_face")):
-        flags = {"--reference_image_path": "a", "--audio_path": "b", "--kps_path": kps_path}
-        arguments = [str(part) for item in flags.items() for part in item if item[1] is not None]
-        args = inference.build_parser().parse_args(arguments)
-        inference.check_numbers(args)
-        assert args.retarget_strategy == strategy
+        assert Request("a", "b", kps_path).strategy == strategy
 
 
 def test_keypoints_without_a_frame_rate_are_said(files, capsys):
@@ -475,7 +470,7 @@ def parsed(model_dir: Path, *flags: str):
 
 
 def test_a_model_folder_may_bring_defaults(tmp_path):
-    (tmp_path / inference.INFERENCE_DEFAULTS).write_text('{"image_width": 128, "fps": 25, "guidance": "audio"}')
+    (tmp_path / INFERENCE_DEFAULTS).write_text('{"image_width": 128, "fps": 25, "guidance": "audio"}')
     args = parsed(tmp_path, "--fps", "12.5")
     assert (args.image_width, args.fps, args.guidance, args.image_height) == (128, 12.5, "audio", 512)
     assert args.model_dir == str(tmp_path)
@@ -483,12 +478,12 @@ def test_a_model_folder_may_bring_defaults(tmp_path):
 
 @pytest.mark.parametrize("text", ['{"image_width": "128"}', '{"output_path": "x"}', '{"fps": true}', "[1]", "{"])
 def test_defaults_that_are_none(tmp_path, text):
-    (tmp_path / inference.INFERENCE_DEFAULTS).write_text(text)
-    with pytest.raises(InputError, match=inference.INFERENCE_DEFAULTS):
+    (tmp_path / INFERENCE_DEFAULTS).write_text(text)
+    with pytest.raises(InputError, match=INFERENCE_DEFAULTS):
         parsed(tmp_path)
 
 
 def test_defaults_of_a_file_are_checked_like_flags(tmp_path):
-    (tmp_path / inference.INFERENCE_DEFAULTS).write_text('{"guidance": "some"}')
-    with pytest.raises(InputError, match="--guidance some"):
-        inference.check_numbers(parsed(tmp_path))
+    (tmp_path / INFERENCE_DEFAULTS).write_text('{"guidance": "some"}')
+    with pytest.raises(InputError, match='guidance="some"; must be one of all, audio'):
+        parsed(tmp_path)

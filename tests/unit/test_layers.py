@@ -7,17 +7,26 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LAYERS = [
-    ["vexpress.config", "vexpress.runtime"],
-    ["vexpress.models", "vexpress.diffusion", "vexpress.audio_features", "vexpress.media"],
-    ["vexpress.checkpoints", "vexpress.sampling", "vexpress.data"],
-    ["vexpress.pipeline", "vexpress.training", "vexpress.evaluation"],
+    ["vexpress.errors"],
+    ["vexpress.devices", "vexpress.fields", "vexpress.files", "vexpress.logs", "vexpress.model_folder"],
+    ["vexpress.options"],
+    ["vexpress.audio_features", "vexpress.diffusion", "vexpress.media", "vexpress.models"],
+    ["vexpress.data", "vexpress.weights"],
+    ["vexpress.pipeline", "vexpress.prepare", "vexpress.request", "vexpress.training"],
+    ["vexpress.evaluation"],
+    ["vexpress.cli"],
+    ["inference", "scripts", "train", "vexpress.__main__"],
 ]
-WITHIN = {  # importer -> what it may import of its own layer
-    "vexpress.config": ["vexpress.runtime"],
-    "vexpress.data": ["vexpress.checkpoints"],  # preparation runs the audio encoder and the VAE
-    "vexpress.evaluation": ["vexpress.pipeline"],
-}
-FILES = sorted(path for path in (ROOT / "vexpress").rglob("*.py") if path != ROOT / "vexpress" / "__init__.py")
+"""The lowest first. A part imports from lower layers and from itself."""
+FRONT = ROOT / "vexpress" / "__init__.py"  # lazy, and so in no layer
+FILES = sorted(
+    path
+    for place in ("vexpress", "scripts", "inference.py", "train.py")
+    for path in ([ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"))
+    if path != FRONT
+)
+LIGHT = ["errors", "fields", "files", "logs", "model_folder", "options", "evaluation.settings", "prepare.settings"]
+"""Modules that flags are made of: they must not import torch."""
 
 
 def part_of(module: str) -> tuple[int, str]:
@@ -35,18 +44,28 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: imports are absolute"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.startswith("vexpress.")}
+    return {name for name in found if name.split(".")[0] in ("vexpress", "scripts", "inference", "train", "tests")}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down(path):
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    module = module_of(path)
     level, part = part_of(module)
     for imported in imports(path):
         other_level, other = part_of(imported)
-        allowed = other_level < level or other == part or other in WITHIN.get(part, [])
-        assert allowed, f"{module} imports {imported}"
+        assert other_level < level or other == part, f"{module} imports {imported}"
+
+
+def test_every_part_is_there():
+    modules = {module_of(path) for path in FILES}
+    for part in (part for parts in LAYERS for part in parts):
+        assert any(module == part or module.startswith(f"{part}.") for module in modules), part
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if "models" in p.parts], ids=lambda path: path.stem)
@@ -56,3 +75,19 @@ def test_networks_know_no_files(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert not banned & {name.split(".")[0] for name in names}
+
+
+def test_no_program_edits_the_path():
+    for path in FILES:
+        assert "sys.path." not in path.read_text(), path
+
+
+@pytest.mark.parametrize("folder", ["data", "diffusion", "evaluation", "media", "models", "prepare", "training"])
+def test_unit_tests_mirror_the_package(folder):
+    for path in (ROOT / "tests" / "unit" / folder).glob("test_*.py"):
+        names = [module.stem for module in (ROOT / "vexpress" / folder).glob("*.py")]
+        assert any(path.stem.removeprefix("test_").startswith(name) for name in names) or path.stem in GENERAL, path
+
+
+GENERAL = {"test_networks", "test_measures"}
+"""Tests of several modules of a folder at once."""

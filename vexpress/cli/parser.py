@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from vexpress.errors import InputError
 from vexpress.fields import kind_of
@@ -19,10 +20,12 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 class ArgumentParser(argparse.ArgumentParser):
     """Parses flags; a mistake is an `InputError`, and the value of a flag may start with a dash.
 
-    `last` is the parser that read this process's command line: its flags are the names that errors use.
+    `last` is the parser that read this process's command line: its flags are the names that errors use. `parsed` is what
+    it read.
     """
 
     last: "ArgumentParser | None" = None
+    parsed: argparse.Namespace | None = None
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **options)
@@ -38,7 +41,8 @@ class ArgumentParser(argparse.ArgumentParser):
                 joined[-1] += f"={argument}"
             else:
                 joined.append(argument)
-        return super().parse_known_args(joined, namespace)
+        self.parsed, rest = super().parse_known_args(joined, namespace)
+        return self.parsed, rest
 
     def error(self, message: str):
         """Raises instead of printing the usage and exiting."""
@@ -53,16 +57,23 @@ class ArgumentParser(argparse.ArgumentParser):
         return f"--{field}" if self.has_flag(field) else field
 
 
-def add_options(group: argparse._ActionsContainer, fields: Iterable[dataclasses.Field]) -> None:
+def add_options(group: argparse._ActionsContainer, fields: Iterable[dataclasses.Field], default: Any = None) -> None:
     """Adds a flag for each field made by `vexpress.fields.option`: its help, type, choices and default.
 
     A switch that is on by default becomes `--no_NAME`.
+
+    Args:
+        group: of a parser, or the parser.
+        fields: in this order.
+        default: `argparse.SUPPRESS` leaves flags that are not given out of the result.
     """
     for field in fields:
         facts, kind = field.metadata, kind_of(field)
+        own_default = field.default if default is None else default
         help = facts["help"] + (f", in {facts['unit']}" if facts["unit"] else "")
         if kind is bool:
             name, action = (f"no_{field.name}", "store_false") if field.default else (field.name, "store_true")
-            group.add_argument(f"--{name}", action=action, dest=field.name, help=help)
+            help = f"do not {help}" if field.default else help
+            group.add_argument(f"--{name}", action=action, dest=field.name, default=own_default, help=help)
         else:
-            group.add_argument(f"--{field.name}", type=kind, default=field.default, choices=facts["choices"], help=help)
+            group.add_argument(f"--{field.name}", type=kind, default=own_default, choices=facts["choices"], help=help)
