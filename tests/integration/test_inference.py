@@ -20,7 +20,11 @@ from tests.face_models import build_face_models, draw_face
 from vexpress.cli import generate as inference
 from vexpress.cli.program import run_program
 from vexpress.errors import InputError
+from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.keypoints import KpsSequence, save_kps
+from vexpress.model_folder import INFERENCE_DEFAULTS
+from vexpress.options import MotionOptions, SamplingOptions
+from vexpress.request import Request, prepare_portrait
 
 ROOT = Path(__file__).parents[2]
 SAMPLES_DIR = tiny.SHARED_DIR / "samples"
