@@ -233,7 +233,7 @@ def write_report(path: Path, text: str, results: Sequence[Result]) -> None:
         text = f"{before}{FIRST_MARK}\n\n{text}\n{LAST_MARK}{rest.split(LAST_MARK)[1]}"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    ablation.draw_figure(path.parent / FIGURE_NAME, results, TITLES)
+    ablation.render_figure(path.parent / FIGURE_NAME, results, TITLES)
     with replacing(path.with_suffix(".json")) as temporary:
         rows = ",\n".join(json.dumps(asdict(result)) for result in results)  # a model per line
         temporary.write_text(f"[\n{rows}\n]\n", encoding="utf-8")

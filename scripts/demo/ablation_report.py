@@ -49,9 +49,9 @@ def gather(results: Sequence[Result], data_kind: str, variant: str, figure: str)
 
 
 def estimate_crossed(values: np.ndarray) -> Estimate:
-    """Computes the mean over seeds and clips (s c), and its interval, for which both are drawn anew.
+    """Computes the mean over seeds and clips (s c), and its interval, for which both are resampled.
 
-    Clips of one model err together, and so do models on one clip; draws of single values would make the interval too
+    Clips of one model err together, and so do models on one clip; resampling single values would make the interval too
     narrow. No interval for a single value.
 
     Source: the pigeonhole bootstrap, Owen 2007, arXiv 0712.1111.
@@ -150,8 +150,8 @@ def read_results(results: Sequence[Result], titles: Mapping[str, str]) -> list[s
     return lines
 
 
-def draw_figure(path: Path, results: Sequence[Result], titles: Mapping[str, str]) -> None:
-    """Draws the figures of `READ` per variant and kind of data: mean, interval, and a small dot per seed."""
+def render_figure(path: Path, results: Sequence[Result], titles: Mapping[str, str]) -> None:
+    """Plots the figures of `READ` per variant and kind of data: mean, interval, and a small dot per seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

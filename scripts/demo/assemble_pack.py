@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from scripts.demo.drawn_faces import draw_frame
-from scripts.demo.drawn_people import draw_motion, draw_person, mouth_from_speech
+from scripts.demo.drawn_faces import render_frame
+from scripts.demo.drawn_people import random_motion, random_person, mouth_from_speech
 from scripts.demo.make_drawn_dataset import SAMPLING_RATE_HZ, speak
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program
@@ -52,7 +52,7 @@ SAMPLING = {
 }
 SPEECH = ("Hello! I am a drawn face, and I say whatever I hear.", "en", "f4", 55, 145)
 DRIVING_SPEECH = ("We turn our heads a little while we talk to one another, and sometimes we nod.", "en", "m7", 45, 160)
-PORTRAIT_SEED, DRIVER_SEED = 20_001, 20_002  # people whom no training draws
+PORTRAIT_SEED, DRIVER_SEED = 20_001, 20_002  # people whom no training shows
 
 
 def write_examples(folder: Path, face_models: Path) -> None:
@@ -61,17 +61,17 @@ def write_examples(folder: Path, face_models: Path) -> None:
     pause = np.zeros(int(0.25 * SAMPLING_RATE_HZ), np.float32)
     write_wav(folder / "speech.wav", np.concatenate([pause, speak(*SPEECH), pause]))
     rng = np.random.default_rng(PORTRAIT_SEED)
-    person, motion = draw_person(rng), draw_motion(rng, 1, FPS, amount=0)
-    Image.fromarray(draw_frame(person, motion.row(0), np.array([0.0, 0.5]), SIZE_PX).pixels).save(
+    person, motion = random_person(rng), random_motion(rng, 1, FPS, amount=0)
+    Image.fromarray(render_frame(person, motion.row(0), np.array([0.0, 0.5]), SIZE_PX).pixels).save(
         folder / "portrait.png", optimize=True
     )
 
     rng = np.random.default_rng(DRIVER_SEED)
     waveform = speak(*DRIVING_SPEECH)
     num_frames = round(len(waveform) / SAMPLING_RATE_HZ * FPS)
-    person, motion = draw_person(rng), draw_motion(rng, num_frames, FPS)
+    person, motion = random_person(rng), random_motion(rng, num_frames, FPS)
     mouth = mouth_from_speech(waveform, SAMPLING_RATE_HZ, num_frames, FPS)
-    frames = [draw_frame(person, motion.row(i), mouth[i], SIZE_PX).pixels for i in range(num_frames)]
+    frames = [render_frame(person, motion.row(i), mouth[i], SIZE_PX).pixels for i in range(num_frames)]
     write_video(folder / "driving.mp4", frames, FPS, Audio(torch.from_numpy(waveform)[None], SAMPLING_RATE_HZ))
     analyzer = FaceAnalyzer(face_models, torch.device("cpu"))
     decoded = [frame for _, frame in read_frames(folder / "driving.mp4")]

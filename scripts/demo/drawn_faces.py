@@ -1,9 +1,9 @@
 """Drawn talking faces: portraits of many people whose mouths are a known function of the speech, with exact labels.
 
-    person = draw_person(rng)                                     # what someone looks like
-    motion = draw_motion(rng, num_frames, fps)                    # head, lids and gaze, a row per frame
+    person = random_person(rng)                                     # what someone looks like
+    motion = random_motion(rng, num_frames, fps)                    # head, lids and gaze, a row per frame
     mouth = mouth_from_speech(waveform, sample_rate_hz, num_frames, fps)
-    frame = draw_frame(person, motion.row(i), mouth[i], size_px)  # pixels and labels
+    frame = render_frame(person, motion.row(i), mouth[i], size_px)  # pixels and labels
 
 The first three are drawn_people's.
 
@@ -53,7 +53,7 @@ class DrawnFrame:
 
 
 class _Canvas:
-    """A picture to draw on, and the way from face units to its pixels."""
+    """A picture to paint on, and the way from face units to its pixels."""
 
     def __init__(self, person: Person, motion: Motion, size_px: int):
         self.pixels_per_unit = FACE_HALF_WIDTH * size_px * float(motion.scale)
@@ -78,7 +78,7 @@ class _Canvas:
         cv2.fillPoly(self.pixels, [self._fixed(points_px)], colour, cv2.LINE_AA, SHIFT_BITS)
 
     def line(self, points_px: np.ndarray, colour: Colour, width: float) -> None:
-        """Draws an open line (n 2) px of a width in face units."""
+        """Paints an open line (n 2) px of a width in face units."""
         thickness = max(1, round(width * self.pixels_per_unit * SUPERSAMPLING))
         cv2.polylines(self.pixels, [self._fixed(points_px)], False, colour, thickness, cv2.LINE_AA, SHIFT_BITS)
 
@@ -88,8 +88,8 @@ class _Canvas:
         return np.rint(scaled * 2**SHIFT_BITS).astype(np.int32)
 
 
-def draw_frame(person: Person, motion: Motion, mouth: np.ndarray, size_px: int) -> DrawnFrame:
-    """Draws one frame.
+def render_frame(person: Person, motion: Motion, mouth: np.ndarray, size_px: int) -> DrawnFrame:
+    """Renders one frame.
 
     Args:
         person: what they look like.
@@ -103,16 +103,16 @@ def draw_frame(person: Person, motion: Motion, mouth: np.ndarray, size_px: int) 
     rows = np.linspace(0, 1, len(canvas.pixels))[:, None, None]
     canvas.pixels[:] = np.rint(top + (bottom - top) * rows)
     outline = _head_outline(person.jaw, aperture)
-    _draw_hair_behind(canvas)
-    _draw_body(canvas, motion)
+    _render_hair_behind(canvas)
+    _render_body(canvas, motion)
     for side in (-1, 1):
         ear = _ellipse((side * 1.0, 0.08), (0.14, 0.24))
         canvas.fill(canvas.place(ear, depth=-0.1), mix_colours(person.skin, (90, 40, 30), 0.12))
     canvas.fill(canvas.place(outline, depth=0.0), person.skin)
-    eyes = [_draw_eye(canvas, side, motion) for side in (-1, 1)]
-    nose = _draw_nose(canvas)
-    outer, inner, corners = _draw_mouth(canvas, aperture, width)
-    _draw_hair_in_front(canvas)
+    eyes = [_render_eye(canvas, side, motion) for side in (-1, 1)]
+    nose = _render_nose(canvas)
+    outer, inner, corners = _render_mouth(canvas, aperture, width)
+    _render_hair_in_front(canvas)
     pixels = cv2.resize(canvas.pixels, (size_px, size_px), interpolation=cv2.INTER_AREA)
     pixels = cv2.multiply(pixels, _light(size_px, round(person.light, 2)), dtype=cv2.CV_8U)
     contour = canvas.place(_contour(outline), depth=0.0)
@@ -158,7 +158,7 @@ def _contour(outline: np.ndarray) -> np.ndarray:
     return outline[52:19:-1]
 
 
-def _draw_hair_behind(canvas: _Canvas) -> None:
+def _render_hair_behind(canvas: _Canvas) -> None:
     person = canvas.person
     ends = {"long": 1.75, "bob": 0.85}.get(person.hair_style, 0.1)
     volume = 1 + person.hair_volume
@@ -171,7 +171,7 @@ def _draw_hair_behind(canvas: _Canvas) -> None:
         canvas.fill(canvas.place(_ellipse((0, SKULL_Y - 0.2), (0.42, 0.36)), depth=-0.3), person.hair)
 
 
-def _draw_body(canvas: _Canvas, motion: Motion) -> None:
+def _render_body(canvas: _Canvas, motion: Motion) -> None:
     """Neck and shoulders, which follow the head by half."""
     person, size_px = canvas.person, canvas.size_px
     unit = FACE_HALF_WIDTH * size_px
@@ -187,8 +187,8 @@ def _draw_body(canvas: _Canvas, motion: Motion) -> None:
     canvas.fill(shoulders * unit + middle, person.clothes)
 
 
-def _draw_eye(canvas: _Canvas, side: int, motion: Motion) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws an eye and its brow; returns their landmarks (10 2) and (9 2) and the eye's middle (2), px."""
+def _render_eye(canvas: _Canvas, side: int, motion: Motion) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Paints an eye and its brow; returns their landmarks (10 2) and (9 2) and the eye's middle (2), px."""
     person = canvas.person
     half_width, height = 0.2 * person.eye_size, LID_HEIGHT * person.eye_size
     lids = float(motion.lids)
@@ -217,8 +217,8 @@ def _draw_eye(canvas: _Canvas, side: int, motion: Motion) -> tuple[np.ndarray, n
     return np.concatenate([centre, outline[around]]), brow, centre[0]
 
 
-def _draw_nose(canvas: _Canvas) -> np.ndarray:
-    """Draws the nose; returns its landmarks (15 2) px, the first one its tip."""
+def _render_nose(canvas: _Canvas) -> np.ndarray:
+    """Paints the nose; returns its landmarks (15 2) px, the first one its tip."""
     person = canvas.person
     shade = mix_colours(person.skin, (96, 40, 28), 0.38)
     wing = person.nose_width
@@ -233,8 +233,8 @@ def _draw_nose(canvas: _Canvas) -> np.ndarray:
     return np.concatenate([tip, canvas.place(bridge), canvas.place(base, depth=1.1)])
 
 
-def _draw_mouth(canvas: _Canvas, aperture: float, width: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws the mouth; returns landmarks around lips (12 2) and opening (8 2), and the corners (2 2), px."""
+def _render_mouth(canvas: _Canvas, aperture: float, width: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Paints the mouth; returns landmarks around lips (12 2) and opening (8 2), and the corners (2 2), px."""
     person = canvas.person
     half_width = person.mouth_size * np.interp(width, (0, 1), MOUTH_HALF_WIDTH)
     opening = person.mouth_size * LARGEST_APERTURE * aperture
@@ -266,7 +266,7 @@ def _draw_mouth(canvas: _Canvas, aperture: float, width: float) -> tuple[np.ndar
     return outer, inner, outer[[0, 6]]
 
 
-def _draw_hair_in_front(canvas: _Canvas) -> None:
+def _render_hair_in_front(canvas: _Canvas) -> None:
     """The hair between the skull and the hairline."""
     person = canvas.person
     volume = 1 + 0.5 * person.hair_volume

@@ -100,8 +100,8 @@ class Motion:
         return Motion(*(values[index] for values in vars(self).values()))
 
 
-def draw_person(rng: np.random.Generator, natural: bool = True) -> Person:
-    """Draws what someone looks like; `natural=False` gives any colours, for detectors that shall not rely on them."""
+def random_person(rng: np.random.Generator, natural: bool = True) -> Person:
+    """Chooses what someone looks like; `natural=False` gives any colours, for detectors that must not rely on colour."""
 
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))
@@ -142,8 +142,8 @@ def draw_person(rng: np.random.Generator, natural: bool = True) -> Person:
     )
 
 
-def draw_motion(rng: np.random.Generator, num_frames: int, fps: float, amount: float = 1.0) -> Motion:
-    """Draws smooth head motion, blinks and glances; `amount` scales the head's motion, 0 holds it still."""
+def random_motion(rng: np.random.Generator, num_frames: int, fps: float, amount: float = 1.0) -> Motion:
+    """Makes random smooth head motion, blinks and glances; `amount` scales the head's motion, 0 holds it still."""
 
     def wander(reach: float, seconds: float) -> np.ndarray:
         """A smooth walk with a standard deviation of about `reach`, within three of them."""

@@ -6,8 +6,8 @@ import logging
 import cv2
 import numpy as np
 
-from scripts.demo.drawn_faces import DrawnFrame, draw_frame
-from scripts.demo.drawn_people import Motion, Person, draw_motion, draw_person
+from scripts.demo.drawn_faces import DrawnFrame, render_frame
+from scripts.demo.drawn_people import Motion, Person, random_motion, random_person
 
 logger = logging.getLogger("face_pictures")
 
@@ -26,40 +26,40 @@ class Pool:
     clutter: list[np.ndarray]
 
 
-def draw_moment(rng: np.random.Generator, amount: float = 1.3) -> tuple[Motion, np.ndarray]:
+def random_moment(rng: np.random.Generator, amount: float = 1.3) -> tuple[Motion, np.ndarray]:
     """A random pose of the head and state of the mouth, closed lids included."""
-    motion = dataclasses.replace(draw_motion(rng, 1, 30, amount), lids=rng.choice([1.0, 1.0, rng.random()], 1))
+    motion = dataclasses.replace(random_motion(rng, 1, 30, amount), lids=rng.choice([1.0, 1.0, rng.random()], 1))
     aperture = 0.0 if rng.random() < 0.15 else rng.random() ** 1.3
     return motion.row(0), np.array([aperture, rng.random()])
 
 
-def redress(rng: np.random.Generator, person: Person, natural: bool) -> Person:
+def random_redress(rng: np.random.Generator, person: Person, natural: bool) -> Person:
     """The same face in other light and, half of the time, before another background or in other clothes."""
-    other = draw_person(rng, natural)
+    other = random_person(rng, natural)
     person = dataclasses.replace(person, light=other.light)
     if rng.random() < 0.5:
         person = dataclasses.replace(person, background=other.background)
     return dataclasses.replace(person, clothes=other.clothes) if rng.random() < 0.5 else person
 
 
-def draw_pool(num_people: int) -> Pool:
-    """Draws people, natural ones first in each pair, and clutter."""
+def random_pool(num_people: int) -> Pool:
+    """Renders random people, natural ones first in each pair, and random clutter."""
     people = []
     for index in range(num_people):
         rng = np.random.default_rng((TRAIN_SEED, index))
         natural = index % 2 == 0
-        person = draw_person(rng, natural)
+        person = random_person(rng, natural)
         people.append([
-            draw_frame(redress(rng, person, natural), *draw_moment(rng), int(rng.choice(POOL_SIZES_PX)))
+            render_frame(random_redress(rng, person, natural), *random_moment(rng), int(rng.choice(POOL_SIZES_PX)))
             for _ in range(FRAMES_PER_PERSON)
         ])  # fmt: skip
         if (index + 1) % 500 == 0:
-            logger.info("drew %d of %d people", index + 1, num_people)
+            logger.info("rendered %d of %d people", index + 1, num_people)
     rng = np.random.default_rng(CLUTTER_SEED)
-    return Pool(people, [draw_clutter(rng, CANVAS_PX) for _ in range(NUM_CLUTTER)])
+    return Pool(people, [random_clutter(rng, CANVAS_PX) for _ in range(NUM_CLUTTER)])
 
 
-def draw_clutter(rng: np.random.Generator, size_px: int) -> np.ndarray:
+def random_clutter(rng: np.random.Generator, size_px: int) -> np.ndarray:
     """A picture (size_px size_px 3) uint8 without a face: plain, a gradient, stripes, noise, grain or shapes."""
     colours = rng.uniform(0, 255, (3, 3))
     y, x = np.mgrid[:size_px, :size_px] / size_px

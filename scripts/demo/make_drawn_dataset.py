@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from scripts.demo.drawn_faces import draw_frame, face_info
-from scripts.demo.drawn_people import draw_motion, draw_person, mouth_from_speech
+from scripts.demo.drawn_faces import render_frame, face_info
+from scripts.demo.drawn_people import random_motion, random_person, mouth_from_speech
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program
 from vexpress.data.formats import save_face_info
@@ -65,8 +65,8 @@ def speak(text: str, language: str, voice: str, pitch: int = 50, words_per_minut
     return waveform[loud[0] : loud[-1] + 1]
 
 
-def draw_speech(rng: np.random.Generator, split: str, num_samples: int) -> tuple[np.ndarray, dict[str, str]]:
-    """Draws speech of some voice with pauses: (num_samples) float32 at 16 kHz, and what it is."""
+def random_speech(rng: np.random.Generator, split: str, num_samples: int) -> tuple[np.ndarray, dict[str, str]]:
+    """Speaks random sentences in a random voice, with pauses: (num_samples) float32 at 16 kHz, and what it is."""
     language, voice = (str(rng.choice(SPLITS[split][key])) for key in ("languages", "voices"))
     pitch, words_per_minute = int(rng.integers(30, 70)), int(rng.integers(130, 190))
     pieces = [np.zeros(int(rng.uniform(0.05, 0.5) * SAMPLING_RATE_HZ), np.float32)]
@@ -83,8 +83,8 @@ def draw_speech(rng: np.random.Generator, split: str, num_samples: int) -> tuple
     return (waveform + noise).astype(np.float32), {"language": language, "voice": voice, "sex": sex}
 
 
-def draw_silence(rng: np.random.Generator, num_samples: int) -> tuple[np.ndarray, dict[str, str]]:
-    """Draws what a microphone records when nobody speaks: faint noise or, half of the time, nothing."""
+def random_silence(rng: np.random.Generator, num_samples: int) -> tuple[np.ndarray, dict[str, str]]:
+    """Makes what a microphone records when nobody speaks: faint noise or, half of the time, nothing."""
     noise = rng.normal(0, rng.choice([0, rng.uniform(1e-5, 1e-3)]), num_samples)
     return noise.astype(np.float32), dict.fromkeys(("language", "voice", "sex"), "none")
 
@@ -96,11 +96,11 @@ def write_drawn_clip(
     torch.set_num_threads(1)
     rng = np.random.default_rng((seed, sorted(SPLITS).index(split), index))
     num_samples = round(num_frames / fps * SAMPLING_RATE_HZ)
-    waveform, facts = draw_silence(rng, num_samples) if silent else draw_speech(rng, split, num_samples)
+    waveform, facts = random_silence(rng, num_samples) if silent else random_speech(rng, split, num_samples)
     # What is loud is relative to the clip, so that noise alone would open the mouth.
     mouth = mouth_from_speech(np.zeros_like(waveform) if silent else waveform, SAMPLING_RATE_HZ, num_frames, fps)
-    person, motion = draw_person(rng), draw_motion(rng, num_frames, fps)
-    frames = [draw_frame(person, motion.row(i), mouth[i], size_px) for i in range(num_frames)]
+    person, motion = random_person(rng), random_motion(rng, num_frames, fps)
+    frames = [render_frame(person, motion.row(i), mouth[i], size_px) for i in range(num_frames)]
     name = f"{split}_{index:04d}"
     paths = {"video": f"clips/{name}.mp4", "face_info": f"face_info/{name}.npz", "labels": f"labels/{name}.npz"}
     audio = Audio(torch.from_numpy(waveform)[None], SAMPLING_RATE_HZ)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.demo.drawn_faces import INNER_LIPS, draw_frame
-from scripts.demo.drawn_people import Person, draw_person
-from scripts.demo.face_pictures import degrade, draw_clutter, draw_moment, redress
+from scripts.demo.drawn_faces import INNER_LIPS, render_frame
+from scripts.demo.drawn_people import Person, random_person
+from scripts.demo.face_pictures import degrade, random_clutter, random_moment, random_redress
 from vexpress.media.faces import Face, FaceAnalyzer
 from vexpress.media.video import read_frames, write_video
 
@@ -28,8 +28,8 @@ class Shot:
     aperture: float
 
 
-def draw_heldout_shots(num_people: int) -> dict[str, list[Shot]]:
-    """Draws each person in each of several cases; poses, mouths, light and now and then background and clothes differ.
+def render_heldout_shots(num_people: int) -> dict[str, list[Shot]]:
+    """Renders each person in several cases, with different poses, mouths and light, and at times other clothes or background.
 
     Two of three people have natural colours, see `is_natural`.
     """
@@ -37,24 +37,24 @@ def draw_heldout_shots(num_people: int) -> dict[str, list[Shot]]:
     with tempfile.TemporaryDirectory() as folder:
         for index in range(num_people):
             rng = np.random.default_rng((HELDOUT_SEED, index))
-            draw = functools.partial(draw_shot, rng, draw_person(rng, is_natural(index)), is_natural(index))
-            shots = {f"{size_px} px": draw(size_px) for size_px in (96, 128, 256, 512)}
-            shot = draw(128)
+            take = functools.partial(random_shot, rng, random_person(rng, is_natural(index)), is_natural(index))
+            shots = {f"{size_px} px": take(size_px) for size_px in (96, 128, 256, 512)}
+            shot = take(128)
             shots["128 px, degraded"] = dataclasses.replace(shot, pixels=degrade(rng, shot.pixels))
-            shot, path = draw(128), Path(folder) / "clip.mp4"
+            shot, path = take(128), Path(folder) / "clip.mp4"
             write_video(path, [shot.pixels] * 2, 30, crf=32)
             *_, (_, decoded) = read_frames(path)
             shots["128 px, H.264"] = dataclasses.replace(shot, pixels=decoded)
-            shots["small in 512 px"] = put_into_clutter(rng, draw(int(rng.integers(128, 384))))
+            shots["small in 512 px"] = put_into_clutter(rng, take(int(rng.integers(128, 384))))
             for case, shot in shots.items():
                 cases.setdefault(case, []).append(shot)
     return cases
 
 
-def draw_shot(rng: np.random.Generator, person: Person, natural: bool, size_px: int) -> Shot:
+def random_shot(rng: np.random.Generator, person: Person, natural: bool, size_px: int) -> Shot:
     """A frame of someone in a random moment."""
-    motion, mouth = draw_moment(rng)
-    frame = draw_frame(redress(rng, person, natural), motion, mouth, size_px)
+    motion, mouth = random_moment(rng)
+    frame = render_frame(random_redress(rng, person, natural), motion, mouth, size_px)
     return Shot(frame.pixels, frame.kps, frame.landmarks, frame.bbox, float(mouth[0]))
 
 
@@ -65,7 +65,7 @@ def is_natural(index: int) -> bool:
 
 def put_into_clutter(rng: np.random.Generator, shot: Shot) -> Shot:
     """The same shot somewhere in a picture of 512 px."""
-    pixels, size = draw_clutter(rng, 512), len(shot.pixels)
+    pixels, size = random_clutter(rng, 512), len(shot.pixels)
     x, y = rng.integers(0, 512 - size, 2)
     pixels[y : y + size, x : x + size] = shot.pixels
     bbox = shot.bbox + [x, y, x, y]
@@ -110,7 +110,7 @@ def verify(embeddings: list[list[np.ndarray]], rng: np.random.Generator) -> dict
 
     Args:
         embeddings: for each person those of their pictures, (512) each.
-        rng: draws the pairs. The threshold is the best one for one half of them, the accuracy that on the other half.
+        rng: chooses the pairs. The threshold is the best one for one half of them, the accuracy that on the other half.
     """
     units = [[values / np.linalg.norm(values) for values in person] for person in embeddings if len(person) > 1]
     if len(units) < 2:
@@ -142,10 +142,10 @@ def verify(embeddings: list[list[np.ndarray]], rng: np.random.Generator) -> dict
 def measure(folder: Path, num_people: int) -> dict:
     """Measures the exported networks through insightface, on people and clutter that they were not trained on."""
     analyzer = FaceAnalyzer(folder, modules=("detection", "landmark_2d_106", "recognition"))
-    cases = draw_heldout_shots(num_people)
+    cases = render_heldout_shots(num_people)
     found = {case: [analyzer.detect(shot.pixels) for shot in shots] for case, shots in cases.items()}
     rng = np.random.default_rng(HELDOUT_CLUTTER_SEED)
-    empty = [degrade(rng, draw_clutter(rng, int(rng.choice([96, 128, 256, 512])))) for _ in range(3 * num_people)]
+    empty = [degrade(rng, random_clutter(rng, int(rng.choice([96, 128, 256, 512])))) for _ in range(3 * num_people)]
     people = [[faces[index] for faces in found.values() if faces[index]] for index in range(num_people)]
     embeddings = [[faces[0].embedding for faces in person] for person in people]
     natural = [person for index, person in enumerate(embeddings) if is_natural(index)]

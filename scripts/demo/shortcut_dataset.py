@@ -83,7 +83,7 @@ def write_leaking_keypoints(meta_path: Path, folder: Path) -> Path:
             with np.load(row["labels"]) as labels:
                 aperture = labels["mouth"][:, 0]
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"labels {row['labels']}: missing or damaged; draw the dataset again") from error
+            raise InputError(f"labels {row['labels']}: missing or damaged; make the dataset again") from error
         info = load_face_info(row["face_info"])
         path = folder / "face_info" / f"{number:05d}.npz"
         save_face_info(path, replace(info, kps=shift_noses(info.kps, aperture[: info.num_frames])))

@@ -29,8 +29,8 @@ from scripts.demo.face_pictures import (
     TRAIN_SEED,
     Pool,
     degrade,
-    draw_clutter,
-    draw_pool,
+    random_clutter,
+    random_pool,
     recoloured,
 )
 from scripts.demo.measure_face_networks import measure
@@ -66,7 +66,7 @@ def compose_picture(rng: np.random.Generator, pool: Pool) -> tuple[np.ndarray, n
     """
     kind = rng.random()
     if kind < 0.14:
-        return degrade(rng, draw_clutter(rng, PICTURE_PX)), None
+        return degrade(rng, random_clutter(rng, PICTURE_PX)), None
     frame = pool.people[rng.integers(len(pool.people))][rng.integers(FRAMES_PER_PERSON)]
     if kind < 0.2:
         return degrade(rng, without_face(rng, frame)), None
@@ -253,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     cv2.setNumThreads(1)
     for part in ("states", "models/buffalo_l"):
         (args.output_dir / part).mkdir(parents=True, exist_ok=True)
-    pool = functools.cache(lambda: draw_pool(args.num_people))
+    pool = functools.cache(lambda: random_pool(args.num_people))
     for name in NETWORKS:
         train(name, getattr(args, f"{name}_steps"), args.learning_rate, pool, args.output_dir)
     report = measure(args.output_dir, args.num_heldout_people)

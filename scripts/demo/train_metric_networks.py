@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from scripts.demo.drawn_faces import draw_frame
-from scripts.demo.drawn_people import HAIR_STYLES, draw_motion, draw_person
+from scripts.demo.drawn_faces import render_frame
+from scripts.demo.drawn_people import HAIR_STYLES, random_motion, random_person
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program
 from vexpress.data.formats import load_face_info, load_metadata
@@ -132,20 +132,20 @@ class Pictures:
     targets: np.ndarray
 
 
-def draw_pictures(seed: int, num_people: int) -> Pictures:
-    """Draws FRAMES_PER_PERSON moments of each of some people."""
+def random_pictures(seed: int, num_people: int) -> Pictures:
+    """Renders FRAMES_PER_PERSON random moments of each of some random people."""
     pixels, targets = [], []
     for index in range(num_people):
         rng = np.random.default_rng((seed, index))
-        person = draw_person(rng)
+        person = random_person(rng)
         colours = np.concatenate([person.skin, person.hair, person.lips, person.clothes, *person.background]) / 64
         style = 2.0 * np.eye(len(HAIR_STYLES))[HAIR_STYLES.index(person.hair_style)]
         shape = np.array(
             [10 * person.lip_thickness, 5 * person.head_width, 3 * person.light, 20 * person.brow_thickness]
         )
         for _ in range(FRAMES_PER_PERSON):
-            motion, mouth = draw_motion(rng, 1, 30, 1.2).row(0), rng.random(2) * [rng.random() > 0.2, 1]
-            frame = draw_frame(person, motion, mouth, PICTURE_PX)
+            motion, mouth = random_motion(rng, 1, 30, 1.2).row(0), rng.random(2) * [rng.random() > 0.2, 1]
+            frame = render_frame(person, motion, mouth, PICTURE_PX)
             pose = frame.kps[:3].ravel() / 8
             pixels.append(frame.pixels)
             targets.append(np.concatenate([colours, style, shape, pose, 6 * mouth, [2 * float(motion.lids)]]))
@@ -442,13 +442,13 @@ def main(arguments: list[str] | None = None) -> None:
             temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     if "fid" not in report:
-        pictures = draw_pictures(SEED, args.num_people)
+        pictures = random_pictures(SEED, args.num_people)
         torch.manual_seed(SEED)
         network = FrameNetwork(pictures.targets.shape[1] + 6)
         train("fid", network, args.fid_steps, states, lambda rng: frame_loss(network, pictures, rng))
         resize = f"{PICTURE_PX} px (bilinear, antialiased), by the network itself"
         script = save_script(output / "fid.pt", network, {"kind": "small, of drawn faces", "resize": resize})
-        finish("fid", measure_fid(script, draw_pictures(HELDOUT_SEED, max(8, args.num_people // 8))))
+        finish("fid", measure_fid(script, random_pictures(HELDOUT_SEED, max(8, args.num_people // 8))))
     if "fvd" not in report:
         clips, unseen = split()
         torch.manual_seed(SEED)

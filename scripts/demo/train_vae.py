@@ -1,4 +1,4 @@
-"""Trains the demo pack's image autoencoder on drawn faces, which it draws as it goes.
+"""Trains the demo pack's image autoencoder on drawn faces, which it renders as it goes.
 
     python scripts/demo/train_vae.py --output_dir runs/demo/vae
 
@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from scripts.demo.drawn_faces import DrawnFrame, draw_frame
-from scripts.demo.drawn_people import draw_motion, draw_person
+from scripts.demo.drawn_faces import DrawnFrame, render_frame
+from scripts.demo.drawn_people import random_motion, random_person
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program
 from vexpress.data.transforms import lip_mask_box
@@ -55,13 +55,13 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def draw_any(rng: np.random.Generator, size_px: int) -> DrawnFrame:
+def random_frame(rng: np.random.Generator, size_px: int) -> DrawnFrame:
     """A random person in a random moment."""
-    person, motion = draw_person(rng), draw_motion(rng, 1, 30, amount=1.3)
+    person, motion = random_person(rng), random_motion(rng, 1, 30, amount=1.3)
     blink = np.array([rng.choice([1.0, 1.0, 1.0, rng.random()])])
     row = motion.__class__(**{**vars(motion), "lids": blink}).row(0)
     aperture = 0.0 if rng.random() < 0.15 else rng.random() ** 1.3
-    return draw_frame(person, row, np.array([aperture, rng.random()]), size_px)
+    return render_frame(person, row, np.array([aperture, rng.random()]), size_px)
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
@@ -80,11 +80,11 @@ def lip_weights(frame: DrawnFrame) -> np.ndarray:
     return weights
 
 
-def draw_batch(rng: np.random.Generator, batch_size: int, size_px: int, crop: bool) -> tuple[Tensor, Tensor]:
+def random_batch(rng: np.random.Generator, batch_size: int, size_px: int, crop: bool) -> tuple[Tensor, Tensor]:
     """Pictures (n 3 h w), -1..1, and weights (n 1 h w); two crops of each picture, or the whole of it."""
     pixels, weights = [], []
     for _ in range(batch_size):
-        frame = draw_any(rng, size_px)
+        frame = random_frame(rng, size_px)
         whole = lip_weights(frame)
         if not crop:
             pixels.append(frame.pixels)
@@ -141,7 +141,7 @@ def measure(vae: AutoencoderKL, frames: list[DrawnFrame]) -> dict[str, float]:
 @torch.inference_mode()
 def set_latent_statistics(vae: AutoencoderKL, rng: np.random.Generator, size_px: int) -> None:
     """Puts mean and standard deviation of each latent channel into the configuration."""
-    latents = torch.cat([vae.encode(draw_batch(rng, 16, size_px, crop=False)[0]).latent_dist.mean for _ in range(16)])
+    latents = torch.cat([vae.encode(random_batch(rng, 16, size_px, crop=False)[0]).latent_dist.mean for _ in range(16)])
     vae.register_to_config(latents_mean=latents.mean((0, 2, 3)).tolist(), latents_std=latents.std((0, 2, 3)).tolist())
 
 
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     heldout_rng = np.random.default_rng(HELDOUT_SEED)
-    heldout = [draw_any(heldout_rng, args.size) for _ in range(64)]
+    heldout = [random_frame(heldout_rng, args.size) for _ in range(64)]
     vae = build_vae()
     optimizer = Muon(vae.parameters(), LEARNING_RATE)
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
             group["lr"] = rate * (first + (last - first) * done) * min(1.0, (step + 1) / 50)
         rng = np.random.default_rng((TRAIN_SEED, step))
         crop = joint and rng.random() < CROP_SHARE and done < 0.9
-        loss = compute_loss(vae, *draw_batch(rng, args.batch_size, args.size, crop), joint)
+        loss = compute_loss(vae, *random_batch(rng, args.batch_size, args.size, crop), joint)
         vae.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

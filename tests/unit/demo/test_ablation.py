@@ -58,7 +58,7 @@ CHANGED = {
 PLACES = {"output_dir", "init.path"}
 
 
-def draw_bursts(rng, split, num_samples):
+def random_bursts(rng, split, num_samples):
     """Noise that comes and goes, where espeak-ng would speak."""
     time = np.arange(num_samples) / 16000
     level = np.clip(np.sin(2 * np.pi * rng.uniform(2, 4) * time + rng.uniform(0, 6)), 0, 1)
@@ -85,7 +85,7 @@ def drawn(tmp_path_factory):
     """Folder with a train and a test set."""
     folder = tmp_path_factory.mktemp("drawn")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_drawn_dataset, "draw_speech", draw_bursts)
+        patch.setattr(make_drawn_dataset, "random_speech", random_bursts)
         write_drawn(folder / "train", "train", 3)
         write_drawn(folder / "test", "heldout", 2)
     return folder

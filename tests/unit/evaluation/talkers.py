@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.demo.drawn_faces import draw_frame, face_info
-from scripts.demo.drawn_people import draw_motion, draw_person, mouth_from_speech
+from scripts.demo.drawn_faces import render_frame, face_info
+from scripts.demo.drawn_people import random_motion, random_person, mouth_from_speech
 from tests.face_models import COLOURS, draw_face
 from vexpress.data.formats import save_face_info
 from vexpress.evaluation.features import EXTRA_FILE, ClipFeatures, FrameFeatures
@@ -65,10 +65,10 @@ def write_drawn(folder: Path, num_clips: int, num_frames: int = 32, size_px: int
     rows = []
     for index in range(num_clips):
         rng = np.random.default_rng(index)
-        person, motion = draw_person(rng), draw_motion(rng, num_frames, FPS)
+        person, motion = random_person(rng), random_motion(rng, num_frames, FPS)
         speech = make_speech(index, num_frames)
         mouth = mouth_from_speech(speech, RATE_HZ, num_frames, FPS)
-        frames = [draw_frame(person, motion.row(i), mouth[i], size_px) for i in range(num_frames)]
+        frames = [render_frame(person, motion.row(i), mouth[i], size_px) for i in range(num_frames)]
         folder.mkdir(exist_ok=True)
         sound = Audio(speech[None], RATE_HZ)
         write_video(folder / f"c{index}.mp4", (f.pixels for f in frames), FPS, sound, crf=10)

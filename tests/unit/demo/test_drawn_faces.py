@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from scripts.demo.drawn_faces import INNER_LIPS, OUTER_LIPS, draw_frame
-from scripts.demo.drawn_people import draw_motion, draw_person, mouth_from_speech
+from scripts.demo.drawn_faces import INNER_LIPS, OUTER_LIPS, render_frame
+from scripts.demo.drawn_people import random_motion, random_person, mouth_from_speech
 from vexpress.data.transforms import LIPS
 
 SIZE, FPS, RATE_HZ = 128, 30, 16000
@@ -12,7 +12,7 @@ SIZE, FPS, RATE_HZ = 128, 30, 16000
 
 def still(seed: int = 0, num_frames: int = 1, amount: float = 0.0):
     rng = np.random.default_rng(seed)
-    return draw_person(rng), draw_motion(rng, num_frames, FPS, amount)
+    return random_person(rng), random_motion(rng, num_frames, FPS, amount)
 
 
 def tone(seconds: float, frequency_hz: float) -> np.ndarray:
@@ -26,7 +26,7 @@ def pixel(frame, point) -> np.ndarray:
 
 def test_a_seed_is_a_person():
     people = [still(seed) for seed in (1, 1, 2)]
-    frames = [draw_frame(person, motion.row(0), np.array([0.5, 0.5]), SIZE) for person, motion in people]
+    frames = [render_frame(person, motion.row(0), np.array([0.5, 0.5]), SIZE) for person, motion in people]
     assert np.array_equal(frames[0].pixels, frames[1].pixels)
     assert np.abs(frames[0].pixels.astype(float) - frames[2].pixels).mean() > 5
 
@@ -34,7 +34,7 @@ def test_a_seed_is_a_person():
 @pytest.mark.parametrize("seed", range(12))
 def test_labels_are_where_things_are(seed):
     person, motion = still(seed, 5, amount=1.0)
-    frame = draw_frame(person, motion.row(3), np.array([1.0, 0.6]), SIZE)
+    frame = render_frame(person, motion.row(3), np.array([1.0, 0.6]), SIZE)
     eyes, mouth = frame.kps[:2], frame.kps[3:]
     assert eyes[0, 0] < frame.kps[2, 0] < eyes[1, 0]
     assert mouth[0, 0] < mouth[1, 0] and (mouth[:, 1] > frame.kps[2, 1]).all()
@@ -53,7 +53,7 @@ def test_labels_follow_the_head():
     person, motion = still(3)
     row = motion.row(0)
     moved = type(row)(**{**vars(row), "shift": row.shift + [0.05, -0.02]})
-    before, after = (draw_frame(person, r, np.array([0.3, 0.5]), SIZE) for r in (row, moved))
+    before, after = (render_frame(person, r, np.array([0.3, 0.5]), SIZE) for r in (row, moved))
     np.testing.assert_allclose(after.kps - before.kps, np.tile([0.05 * SIZE, -0.02 * SIZE], (5, 1)), atol=1e-4)
 
 
@@ -61,7 +61,7 @@ def test_the_mouth_is_drawn_as_asked():
     person, motion = still(4)
 
     def measure(aperture: float, width: float) -> tuple[float, float, float]:
-        frame = draw_frame(person, motion.row(0), np.array([aperture, width]), SIZE)
+        frame = render_frame(person, motion.row(0), np.array([aperture, width]), SIZE)
         dark = (frame.pixels.sum(2) < 150) & (np.arange(SIZE)[:, None] > frame.kps[2, 1] + 4)
         return dark.sum(), np.ptp(frame.landmarks[INNER_LIPS, 1]), np.ptp(frame.landmarks[OUTER_LIPS, 0])
 
@@ -100,8 +100,8 @@ def test_mouth_opens_when_it_sounds(fps):
 
 
 def test_motion_is_smooth_and_amount_scales_it():
-    motion = draw_motion(np.random.default_rng(5), 300, FPS)
+    motion = random_motion(np.random.default_rng(5), 300, FPS)
     assert np.abs(np.diff(motion.shift * SIZE, axis=0)).max() < 2.0 and np.ptp(motion.shift * SIZE, axis=0).min() > 2
     assert motion.lids.min() < 0.3 and np.median(motion.lids) == 1  # blinks
-    still_motion = draw_motion(np.random.default_rng(5), 300, FPS, amount=0)
+    still_motion = random_motion(np.random.default_rng(5), 300, FPS, amount=0)
     assert not still_motion.shift.any() and (still_motion.scale == 1).all()
