@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from scripts.demo.drawn_faces import render_frame
-from scripts.demo.drawn_people import random_motion, random_person, mouth_from_speech
+from scripts.demo.drawn_people import mouth_from_speech, random_motion, random_person
 from scripts.demo.make_drawn_dataset import SAMPLING_RATE_HZ, speak
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program

@@ -101,7 +101,7 @@ class Motion:
 
 
 def random_person(rng: np.random.Generator, natural: bool = True) -> Person:
-    """Chooses what someone looks like; `natural=False` gives any colours, for detectors that must not rely on colour."""
+    """Chooses what someone looks like; `natural=False` gives any colours, so that detectors do not rely on them."""
 
     def between(low: float, high: float) -> float:
         return float(rng.uniform(low, high))

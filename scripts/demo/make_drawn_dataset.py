@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from scripts.demo.drawn_faces import render_frame, face_info
-from scripts.demo.drawn_people import random_motion, random_person, mouth_from_speech
+from scripts.demo.drawn_faces import face_info, render_frame
+from scripts.demo.drawn_people import mouth_from_speech, random_motion, random_person
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program
 from vexpress.data.formats import save_face_info

@@ -29,7 +29,7 @@ class Shot:
 
 
 def render_heldout_shots(num_people: int) -> dict[str, list[Shot]]:
-    """Renders each person in several cases, with different poses, mouths and light, and at times other clothes or background.
+    """Renders each person in several cases: other pose, mouth and light, at times other clothes or background.
 
     Two of three people have natural colours, see `is_natural`.
     """

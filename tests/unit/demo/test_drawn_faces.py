@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scripts.demo.drawn_faces import INNER_LIPS, OUTER_LIPS, render_frame
-from scripts.demo.drawn_people import random_motion, random_person, mouth_from_speech
+from scripts.demo.drawn_people import mouth_from_speech, random_motion, random_person
 from vexpress.data.transforms import LIPS
 
 SIZE, FPS, RATE_HZ = 128, 30, 16000

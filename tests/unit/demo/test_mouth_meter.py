@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from scripts.demo.drawn_faces import render_frame, face_info
+from scripts.demo.drawn_faces import face_info, render_frame
 from scripts.demo.drawn_people import random_motion, random_person
 from scripts.demo.mouth_meter import STILL, measure_mouth
 from vexpress.errors import InputError

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scripts.demo.drawn_faces import render_frame, face_info
-from scripts.demo.drawn_people import random_motion, random_person, mouth_from_speech
+from scripts.demo.drawn_faces import face_info, render_frame
+from scripts.demo.drawn_people import mouth_from_speech, random_motion, random_person
 from tests.face_models import COLOURS, draw_face
 from vexpress.data.formats import save_face_info
 from vexpress.evaluation.features import EXTRA_FILE, ClipFeatures, FrameFeatures
