@@ -13,6 +13,7 @@ from pathlib import Path
 from vexpress.errors import InputError
 
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+MODEL_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".json", ".onnx", ".model", ".txt")
 TEMPORARY_NAME = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}\.part")
 """Host and process that write a temporary file, so that the next run knows which files nobody writes any more."""
 
@@ -85,13 +86,15 @@ def check_output_path(
         path: file to write; where a link leads to, if it is one.
         field: for messages.
         inputs: files that are read, and other files that are written, none of which `path` may be.
-        model_dirs: folders of models, in which `path` may not lie.
+        model_dirs: folders or files of models; `path` may not be one of their files, or one that would be loaded.
 
     Raises:
-        InputError: the folder is missing or not writable, or `path` is no regular file, or one of the inputs, or in
-            a model folder.
+        InputError: the folder is missing or not writable, or `path` is no regular file, or one of the inputs, or a
+            file of a model.
     """
     try:
+        if "\0" in os.fspath(path):  # Python's own checks of such a path say that it is not there
+            raise ValueError("holds a NUL character")
         path = Path(path).resolve() if Path(path).is_symlink() else Path(path)
         if path.is_dir():
             raise InputError("is a folder; give the name of a file to write", field, path)
@@ -101,14 +104,15 @@ def check_output_path(
             raise InputError(f"the folder {path.parent} does not exist; create it or change `{field}`", field, path)
         if any(is_same_file(path, given) for given in inputs if given):
             raise InputError(f"is also one of the inputs or other outputs; change `{field}`", field, path)
-        for folder in model_dirs:
-            if folder and path.resolve().is_relative_to(Path(folder).resolve()):
-                raise InputError(f"lies in the model folder {folder}; change `{field}`", field, path)
+        for folder in filter(None, model_dirs):
+            could_be_loaded = path.exists() or path.suffix.lower() in MODEL_SUFFIXES
+            if could_be_loaded and path.resolve().is_relative_to(Path(folder).resolve()):
+                raise InputError(f"would be a file of the model in {folder}; change `{field}`", field, path)
         tempfile.TemporaryFile(dir=path.parent).close()
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"is no file name ({error}); change `{field}`", field, repr(str(path))) from error
+        raise InputError(f"is no path ({error}); change `{field}`", field, repr(str(path))) from error
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror}); change `{field}`", field, path) from error
     return path
