@@ -1,6 +1,7 @@
 """The package as users install it: a wheel, used from an empty folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
+    source = folder / "source"  # building leaves files in its folder
+    names = subprocess.run(["git", "ls-files", "vexpress"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in ("pyproject.toml", "README.md", "LICENSE", *names.split()):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
     subprocess.run(command, check=True, capture_output=True)
     [path] = folder.glob("vexpress-*.whl")
     return path

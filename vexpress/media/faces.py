@@ -17,8 +17,8 @@ from vexpress.errors import InputError
 logger = logging.getLogger(__name__)
 
 MODULES = ("detection", "landmark_2d_106", "recognition")
-SMALL_FACE_PX = 64
-SMALL_FACE_SHARE = 0.1  # of the longer side of the frame
+SMALL_FACE_SHARE = 0.1  # of the longer side of the picture
+FEW_PIXELS_SHARE = 0.125  # of the longer side of the video that is made: fewer px of face are a blurred face
 CROP_SCALE = 2.2  # side of a head-and-shoulders picture in sides of the face's box
 CROP_FACE_HEIGHT = 0.45  # where in the picture the middle of the face is, from the top
 MAX_CHANGE = 0.5  # see _change; from one frame to the next, more than this is another person
@@ -119,13 +119,16 @@ class FaceAnalyzer:
         ]
         return sorted(faces, key=lambda face: face.size.prod(), reverse=True)
 
-    def detect_main(self, image: np.ndarray, field: str = "reference_image_path", value: object = None) -> Face:
+    def detect_main(
+        self, image: np.ndarray, field: str = "reference_image_path", value: object = None, video_px: int = 512
+    ) -> Face:
         """Finds the largest face in image (H W 3) uint8 RGB.
 
         Args:
             image: to look at.
             field: the option that gave the image, for messages.
             value: what it was given, such as a path.
+            video_px: longer side of the video that is made of it.
 
         Raises:
             InputError: there is no face.
@@ -137,7 +140,7 @@ class FaceAnalyzer:
         if len(faces) > 1:
             logger.warning("%s: %d faces were found; the largest is used", what, len(faces))
         longer_side = faces[0].size.max()
-        if longer_side < SMALL_FACE_PX or longer_side < SMALL_FACE_SHARE * max(image.shape[:2]):
+        if longer_side < max(FEW_PIXELS_SHARE * video_px, SMALL_FACE_SHARE * max(image.shape[:2])):
             logger.warning(
                 "%s: the face is only %.0f px large; crop the picture to head and shoulders", what, longer_side
             )
