@@ -133,7 +133,7 @@ def prepare_portrait(
     face = None
     if request.needs_face:
         value = None if isinstance(given, Image.Image) else given
-        face = build_analyzer().detect_main(np.asarray(image), "reference_image_path", value)
+        face = build_analyzer().detect_main(np.asarray(image), "reference_image_path", value, video_px=max(size))
     box = (0, 0, image.width, image.height)
     if request.motion.auto_crop:
         box = head_and_shoulders_box(face.bbox, image.width, image.height, ADVISED_PORTRAIT_PX)
