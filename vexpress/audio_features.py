@@ -24,7 +24,12 @@ def step_samples(config: Wav2Vec2Config) -> tuple[int, int]:
     return receptive_field, hop
 
 
-def encode_audio(encoder: Wav2Vec2Model, processor: Wav2Vec2FeatureExtractor, waveform: Tensor) -> Tensor:
+def encode_audio(
+    encoder: Wav2Vec2Model,
+    processor: Wav2Vec2FeatureExtractor,
+    waveform: Tensor,
+    device: torch.device | None = None,
+) -> Tensor:
     """Encodes speech.
 
     A clip longer than `WHOLE_CLIP_SECONDS` is encoded in overlapping chunks. The group norm of the encoder's first
@@ -35,6 +40,7 @@ def encode_audio(encoder: Wav2Vec2Model, processor: Wav2Vec2FeatureExtractor, wa
         encoder: on any device, in any dtype.
         processor: normalises the whole clip to zero mean and unit variance.
         waveform: (n,) float at `processor.sampling_rate`; shorter than one hidden state is padded with silence.
+        device: where the encoder works; None is where it is.
 
     Returns:
         (m d) on the encoder's device and in its dtype, about 50 steps per second.
@@ -47,7 +53,7 @@ def encode_audio(encoder: Wav2Vec2Model, processor: Wav2Vec2FeatureExtractor, wa
     num_samples = values.shape[1]
 
     def encode(start: int, stop: int) -> Tensor:
-        return encoder(values[:, start:stop].to(encoder.device, encoder.dtype)).last_hidden_state[0]
+        return encoder(values[:, start:stop].to(device or encoder.device, encoder.dtype)).last_hidden_state[0]
 
     if num_samples <= WHOLE_CLIP_SECONDS * processor.sampling_rate:
         return encode(0, num_samples)

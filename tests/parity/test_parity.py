@@ -53,15 +53,15 @@ def test_reference_net(features):
 @pytest.mark.parametrize("kind", ["cond", "uncond"])
 def test_denoising_unet(kind, features):
     case = tensors(recorded(f"denoising_unet_{kind}"))
-    output = tiny.denoising_unet()(
-        case["latents"],
-        torch.tensor(481),
-        audio_tokens=case.get("audio_tokens"),
-        kps_features=case.get("kps_features"),
-        reference_features=features if kind == "cond" else None,
+    unet = tiny.denoising_unet()
+    conditions = unet.prepare_conditions(
+        features if kind == "cond" else None,
+        case.get("audio_tokens"),
+        case.get("kps_features"),
         reference_attention_weight=float(case["reference_attention_weight"]),
         audio_attention_weight=float(case["audio_attention_weight"]),
     )
+    output = unet(case["latents"], torch.tensor(481), conditions)
     assert relative_error(output, case["output"]) < TOLERANCE
 
 
@@ -71,13 +71,13 @@ def test_training_prediction(stage):
     inputs = tensors(case)
     windows, timesteps = inputs["audio_windows"], torch.from_numpy(case["timesteps"])
     scheduler = build_scheduler("ddim")
-    output = tiny.denoising_unet()(
-        scheduler.add_noise(inputs["latents"], inputs["noise"], timesteps),
-        timesteps,
-        audio_tokens=tiny.audio_projection()(windows.flatten(0, 1)).unflatten(0, windows.shape[:2]),
-        kps_features=tiny.v_kps_guider()(inputs["kps_images"].float()),
-        reference_features=tiny.reference_net()(inputs["reference_latents"]),
+    unet = tiny.denoising_unet()
+    conditions = unet.prepare_conditions(
+        tiny.reference_net()(inputs["reference_latents"]),
+        tiny.audio_projection()(windows.flatten(0, 1)).unflatten(0, windows.shape[:2]),
+        tiny.v_kps_guider()(inputs["kps_images"].float()),
     )
+    output = unet(scheduler.add_noise(inputs["latents"], inputs["noise"], timesteps), timesteps, conditions)
     # keypoint images were stored in half precision
     assert relative_error(output, inputs["prediction"]) < 1e-4
 

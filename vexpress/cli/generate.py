@@ -194,6 +194,8 @@ def make_video(args: Namespace, rank: int) -> None:
     weights_device = "cpu" if args.save_gpu_memory else device
     pipeline = VExpressPipeline.from_released(paths, dtype, weights_device, options.test_stage, options.scheduler)
     pipeline.set_progress_bar_config(disable=rank != 0)
+    if args.save_gpu_memory:
+        pipeline.enable_model_cpu_offload(device=device)
     if args.compile:
         pipeline.denoising_unet.compile(fullgraph=True)
     sampling_rate_hz = pipeline.audio_processor.sampling_rate
@@ -207,8 +209,7 @@ def make_video(args: Namespace, rank: int) -> None:
         **inputs.pipeline_arguments(sampling_rate_hz),
         **options.values_at(CALL),
         output_type="generator" if rank == 0 else "latent",
-        device=device,
-        save_gpu_memory=args.save_gpu_memory,
+        device=None if args.save_gpu_memory else device,
     )
     if rank != 0:
         return

@@ -2,10 +2,14 @@
 
 At each timestep the clip's overlapping windows are predicted one by one, predictions of a frame are averaged, and the
 scheduler takes one step for the whole clip. So solvers that look back at former predictions are right too.
+
+A clip may be long, so nothing but its latents is kept for all of it: once no more window has a frame, that frame takes
+its step and its predictions are forgotten. Frames take the same step whether together or apart.
 """
 
+import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,7 +17,11 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from vexpress.diffusion.guidance import Denoise
-from vexpress.diffusion.windows import average_windows, own_windows
+from vexpress.diffusion.schedule import steps_at_random
+from vexpress.diffusion.windows import WindowAverage
+
+OnStep = Callable[[int, Tensor, Tensor], Tensor | None]
+"""Called with step, timestep and latents after each step; may return other latents."""
 
 
 def sample(
@@ -25,43 +33,87 @@ def sample(
     windows_per_batch: int = 1,
     generator: torch.Generator | None = None,
     on_window: Callable[[int], None] = lambda count: None,
-    on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
+    on_step: OnStep | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Denoises a clip.
 
-    In a `torch.distributed` group the windows of each step are dealt out to the processes. Every process then holds
-    all predictions and takes the same step, so the result is that of one process.
+    In a `torch.distributed` group windows are dealt out to the processes. Every process then gets all predictions and
+    takes the same step, so the result is that of one process.
 
     Args:
         denoise: predicts windows.
-        latents: noise (1 c f h w), float32; it stays on its device, and so do the predictions.
+        latents: noise (1 c f h w), float32; it stays on its device, and is overwritten.
         scheduler: with its timesteps set.
         windows: from `context_windows`.
         windows_per_batch: how many windows `denoise` gets at once.
         generator: noise of stochastic schedulers.
-        on_window: called with the number of windows just predicted.
-        on_step: called with step, timestep and latents after each step; may return other latents.
+        on_window: called with the number of windows that this process has just predicted.
+        on_step: see `OnStep`.
+        interrupted: True ends the work before the next step.
 
     Returns:
         Denoised latents (1 c f h w).
     """
-    own = own_windows(windows)
-    accepts_generator = "generator" in inspect.signature(scheduler.step).parameters
-    step_options = {"generator": generator} if accepts_generator else {}
+    # Frames that are complete once window i is predicted, and the scheduler that steps them, which has their history.
+    stops = [window[0] for window in windows[1:]] + [latents.shape[2]]
+    if steps_at_random(scheduler):  # noise is of the whole clip's shape
+        schedulers, stops = [scheduler] * len(windows), [0] * (len(windows) - 1) + [latents.shape[2]]
+    else:
+        schedulers = [copy.deepcopy(scheduler) for _ in windows]
+    options = step_options(scheduler, generator)
+    num_at_once = windows_per_batch * group_rank()[1]
 
     for step, timestep in enumerate(scheduler.timesteps):
-        model_input = scheduler.scale_model_input(latents, timestep)
-        predictions = latents.new_zeros(len(windows), latents.shape[1], len(windows[0]), *latents.shape[3:])
-        for start in range(0, len(own), windows_per_batch):
-            batch = own[start : start + windows_per_batch]
-            frames = [windows[i] for i in batch]
-            noisy = torch.cat([model_input[:, :, window] for window in frames])
-            predictions[list(batch)] = denoise(noisy, timestep, frames).to(predictions)
-            on_window(len(batch))
-        if dist.is_initialized():  # others' rows are zeros, so this sum is a gather, and exact
-            dist.all_reduce(predictions)
-        prediction = average_windows(predictions, windows, latents.shape[2])
-        latents = scheduler.step(prediction, timestep, latents, **step_options).prev_sample
+        if interrupted():
+            break
+        average = WindowAverage()
+        for first in range(0, len(windows), num_at_once):
+            some = windows[first : first + num_at_once]
+            noisy = [
+                schedulers[first + i].scale_model_input(latents[:, :, window], timestep)
+                for i, window in enumerate(some)
+            ]
+            predictions = _predict(denoise, noisy, timestep, some, on_window)
+            for i, window in enumerate(some, first):
+                average.add(predictions[i - first], window)
+                frames = slice(average.first_frame, stops[i])
+                if frames.stop > frames.start:
+                    # A copy goes in, since some schedulers keep what they got.
+                    before, prediction = latents[:, :, frames].clone(), average.take(frames.stop)
+                    latents[:, :, frames] = schedulers[i].step(prediction, timestep, before, **options).prev_sample
         replacement = on_step and on_step(step, timestep, latents)
         latents = latents if replacement is None else replacement
     return latents
+
+
+def group_rank() -> tuple[int, int]:
+    """This process's number and how many there are: (0, 1) outside of a `torch.distributed` group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def step_options(scheduler: SchedulerMixin, generator: torch.Generator | None) -> dict[str, torch.Generator | None]:
+    """Keyword arguments of `scheduler.step`: the generator, where it takes one."""
+    accepts_generator = "generator" in inspect.signature(scheduler.step).parameters
+    return {"generator": generator} if accepts_generator else {}
+
+
+def _predict(
+    denoise: Denoise,
+    noisy: Sequence[Tensor],
+    timestep: Tensor,
+    windows: list[list[int]],
+    on_window: Callable[[int], None],
+) -> Tensor:
+    """Predicts some windows (k c f h w), this process its share of them."""
+    rank, num_processes = group_rank()
+    predictions = noisy[0].new_zeros(len(windows), *noisy[0].shape[1:])
+    own = range(rank, len(windows), num_processes)
+    if own:
+        predictions[list(own)] = denoise(torch.cat([noisy[i] for i in own]), timestep, [windows[i] for i in own]).to(
+            predictions
+        )
+        on_window(len(own))
+    if num_processes > 1:  # others' rows are zeros, so this sum is a gather, and exact
+        dist.all_reduce(predictions)
+    return predictions

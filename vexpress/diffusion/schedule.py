@@ -10,6 +10,8 @@ from diffusers import (
 )
 from torch import Tensor
 
+from vexpress.errors import InputError
+
 SCHEDULER_CONFIG = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -22,30 +24,39 @@ SCHEDULER_CONFIG = {
 }
 """The released noise schedule: Stable Diffusion's, rescaled to zero terminal SNR (arXiv 2305.08891)."""
 
-SCHEDULERS = {
+SCHEDULER_CLASSES = {
     "ddim": DDIMScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
     "lcm": LCMScheduler,
     "euler": EulerDiscreteScheduler,
 }
+"""What stands for the names in `vexpress.options.SCHEDULERS`."""
+
+DETERMINISTIC = (DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler, EulerDiscreteScheduler)
 
 
 def build_scheduler(name: str = "ddim", enable_zero_snr: bool = True) -> SchedulerMixin:
-    """Builds one of `SCHEDULERS` on the released noise schedule.
+    """Builds a sampler on the released noise schedule.
 
     Args:
-        name: of the sampler.
+        name: key of `SCHEDULER_CLASSES`.
         enable_zero_snr: the last timestep is pure noise; False for networks trained without that.
 
     Raises:
-        ValueError: unknown name.
+        InputError: unknown name.
     """
-    if name not in SCHEDULERS:
-        raise ValueError(f"scheduler {name!r}: allowed are {', '.join(SCHEDULERS)}")
-    return SCHEDULERS[name].from_config(
+    if name not in SCHEDULER_CLASSES:
+        raise InputError(f"must be one of {', '.join(SCHEDULER_CLASSES)}", "scheduler", repr(name))
+    return SCHEDULER_CLASSES[name].from_config(
         DDIMScheduler(**{**SCHEDULER_CONFIG, "rescale_betas_zero_snr": enable_zero_snr}).config
     )
+
+
+def steps_at_random(scheduler: SchedulerMixin) -> bool:
+    """Whether a step of the scheduler may add noise. If not, frames can take it apart from each other."""
+    is_stochastic_solver = str(scheduler.config.get("algorithm_type", "")).startswith("sde")
+    return is_stochastic_solver or not isinstance(scheduler, DETERMINISTIC)
 
 
 def share_noise(noise: Tensor, shared: Tensor, share: float) -> Tensor:

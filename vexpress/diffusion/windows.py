@@ -1,8 +1,6 @@
 """Windows: overlapping parts of a clip that are predicted one by one, and the average of their predictions."""
 
-from collections.abc import Sequence
-
-import torch.distributed as dist
+import torch
 from torch import Tensor
 
 
@@ -34,17 +32,34 @@ def context_windows(num_frames: int, context_frames: int, context_overlap: int) 
     return [list(range(start, start + context_frames)) for start in starts]
 
 
-def average_windows(predictions: Tensor, windows: Sequence[Sequence[int]], num_frames: int) -> Tensor:
-    """Averages window predictions (k c f h w) per frame to (1 c num_frames h w)."""
-    total = predictions.new_zeros(1, predictions.shape[1], num_frames, *predictions.shape[3:])
-    count = predictions.new_zeros(num_frames, 1, 1)
-    for prediction, window in zip(predictions, windows):
-        total[:, :, window] += prediction
-        count[window] += 1
-    return total / count
+class WindowAverage:
+    """Averages the predictions of overlapping windows per frame, and holds only frames that more windows may have.
 
+    Windows come in order. Predictions of a frame are added in that order and divided by their number.
+    """
 
-def own_windows(windows: Sequence) -> range:
-    """Indices of the windows that this process predicts: all of them, outside of a `torch.distributed` group."""
-    rank, num_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    return range(rank, len(windows), num_processes)
+    def __init__(self):
+        self.first_frame = 0  # of those held
+        self._total: Tensor | None = None  # 1 c f h w
+        self._count: Tensor | None = None  # f 1 1
+
+    def add(self, prediction: Tensor, window: list[int]) -> None:
+        """Adds a window's prediction (c f h w); no frame of it was taken yet."""
+        if self._total is None:
+            self._total = prediction.new_zeros(1, prediction.shape[0], 0, *prediction.shape[2:])
+            self._count = prediction.new_zeros(0, 1, 1)
+        start, stop = window[0] - self.first_frame, window[-1] + 1 - self.first_frame
+        num_new = max(0, stop - len(self._count))
+        new = self._total.new_zeros(*self._total.shape[:2], num_new, *self._total.shape[3:])
+        self._total = torch.cat([self._total, new], dim=2)
+        self._count = torch.cat([self._count, self._count.new_zeros(num_new, 1, 1)])
+        self._total[:, :, start:stop] += prediction
+        self._count[start:stop] += 1
+
+    def take(self, stop: int) -> Tensor:
+        """Gives the average (1 c f h w) of all frames held before frame `stop`, and forgets them."""
+        num = stop - self.first_frame
+        average = self._total[:, :, :num] / self._count[:num]
+        self._total, self._count = self._total[:, :, num:], self._count[num:]
+        self.first_frame = stop
+        return average

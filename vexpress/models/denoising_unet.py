@@ -6,12 +6,14 @@ from dataclasses import replace
 from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from vexpress.models.conditions import Conditions
 from vexpress.models.motion_module import TemporalTransformer
-from vexpress.models.transformer import Conditions, TransformerBlock
+from vexpress.models.transformer import TransformerBlock
 from vexpress.models.unet_blocks import BlockConfig, DownBlock, MidBlock, UpBlock
 
 DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # name -> has spatial transformers
@@ -150,10 +152,12 @@ class DenoisingUNet(ModelMixin, ConfigMixin):
         """Zeroes what motion modules add."""
         _zero([module.proj_out for module in self.modules() if isinstance(module, TemporalTransformer)])
 
+    @apply_forward_hook  # with model offloading, weights are on the device from here on
     def prepare_conditions(
         self,
         reference_features: dict[str, Tensor] | None = None,
         audio_tokens: Tensor | None = None,
+        kps_features: Tensor | None = None,
         **weights_and_masks,
     ) -> Conditions:
         """Projects reference and audio to keys and values, which serve every denoising step.
@@ -161,6 +165,7 @@ class DenoisingUNet(ModelMixin, ConfigMixin):
         Args:
             reference_features: block path -> (b n d), from the ReferenceNet; None drops the reference.
             audio_tokens: (b f m d), from the audio projection; None drops the audio.
+            kps_features: (b d f h w), from the V-Kps guider; None drops the keypoints.
             weights_and_masks: the other fields of `Conditions`.
 
         Raises:
@@ -175,46 +180,27 @@ class DenoisingUNet(ModelMixin, ConfigMixin):
         if audio_tokens is not None:
             tokens = rearrange(audio_tokens, "b f m d -> (b f) m d")
             audio_kv = {block.path: block.attn2.project_kv(tokens) for block in blocks}
-        return Conditions(reference_kv, audio_kv, **weights_and_masks)
+        return Conditions(kps_features, reference_kv, audio_kv, **weights_and_masks)
 
-    def forward(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        *,
-        audio_tokens: Tensor | None = None,
-        kps_features: Tensor | None = None,
-        reference_features: dict[str, Tensor] | None = None,
-        conditions: Conditions | None = None,
-        **weights_and_masks,
-    ) -> Tensor:
-        """Predicts from noisy latents. A condition that is None is dropped.
+    def forward(self, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        """Predicts from noisy latents.
 
         Args:
             latents: (b c f h w).
             timestep: (b,) or (1,) or scalar, 0 to 999.
-            audio_tokens: (b f m d).
-            kps_features: (b d f h w), added after the first convolution.
-            reference_features: block path -> (b n d).
-            conditions: from `prepare_conditions`, in place of `audio_tokens`, `reference_features` and the rest.
-            weights_and_masks: `reference_attention_weight`, `audio_attention_weight` (floats), `reference_keep`,
-                `audio_keep` ((b f), see `Conditions`).
+            conditions: from `prepare_conditions`; `Conditions()` drops them all.
 
         Returns:
             (b c f h w).
 
         Raises:
-            ValueError: more frames than positions, or conditions given twice.
+            ValueError: more frames than positions.
         """
         num_videos, _, num_frames = latents.shape[:3]
         if num_frames > self.config.motion_max_seq_length:
             raise ValueError(
                 f"{num_frames} frames in one window: motion modules have {self.config.motion_max_seq_length} positions"
             )
-        if conditions is None:
-            conditions = self.prepare_conditions(reference_features, audio_tokens, **weights_and_masks)
-        elif audio_tokens is not None or reference_features is not None or weights_and_masks:
-            raise ValueError("conditions already hold reference, audio and their weights: pass one or the other")
         conditions = replace(
             conditions,
             reference_keep=_per_frame(conditions.reference_keep),
@@ -225,8 +211,8 @@ class DenoisingUNet(ModelMixin, ConfigMixin):
         temb = self.time_embedding(self.time_proj(timestep.reshape(-1).expand(num_videos)).to(latents.dtype))
         temb = temb.repeat_interleave(num_frames, dim=0)
         x = self.conv_in(rearrange(latents, "b c f h w -> (b f) c h w"))
-        if kps_features is not None:
-            x = x + rearrange(kps_features, "b c f h w -> (b f) c h w")
+        if conditions.kps_features is not None:
+            x = x + rearrange(conditions.kps_features, "b c f h w -> (b f) c h w")
 
         # 2. down, middle, up
         skips = [x]

@@ -1,33 +1,11 @@
 """The spatial transformer: self attention, reference attention, audio attention, feed-forward (paper, figure 2)."""
 
-from dataclasses import dataclass
-
 from diffusers.models.attention import FeedForward
 from einops import rearrange
 from torch import Tensor, nn
 
-from vexpress.models.attention import Attention, KeyValue, attend_to_self
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Reference and audio, projected to keys and values for every transformer block, and how strongly they count.
-
-    Attributes:
-        reference_kv: block path -> keys and values of the reference tokens, batch b (one per video); None drops it.
-        audio_kv: block path -> keys and values of the audio tokens, batch (b f) (one per frame); None drops it.
-        reference_keep: (b f), 0 for frames whose reference is dropped; None keeps all.
-        audio_keep: (b f), 0 for frames whose audio is dropped; None keeps all.
-        reference_attention_weight: factor on what reference attention adds.
-        audio_attention_weight: factor on what audio attention adds.
-    """
-
-    reference_kv: dict[str, KeyValue] | None = None
-    audio_kv: dict[str, KeyValue] | None = None
-    reference_keep: Tensor | None = None
-    audio_keep: Tensor | None = None
-    reference_attention_weight: float = 1.0
-    audio_attention_weight: float = 1.0
+from vexpress.models.attention import Attention, attend_to_self
+from vexpress.models.conditions import Conditions
 
 
 class TransformerBlock(nn.Module):

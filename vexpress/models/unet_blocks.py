@@ -8,8 +8,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from vexpress.models.conditions import Conditions
 from vexpress.models.motion_module import MotionModule
-from vexpress.models.transformer import Conditions, SpatialTransformer
+from vexpress.models.transformer import SpatialTransformer
 
 
 @dataclass(frozen=True)

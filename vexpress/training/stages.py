@@ -121,15 +121,14 @@ class TrainingNetworks(nn.Module):
         if kps_keep is not None:
             kps_features = kps_features * rearrange(kps_keep, "b f -> b 1 f 1 1").to(kps_features.dtype)
         audio_tokens = self.audio_projection(rearrange(audio_windows, "b f n d -> (b f) n d"))
-        return self.denoising_unet(
-            noisy_latents,
-            timesteps,
-            audio_tokens=rearrange(audio_tokens, "(b f) m d -> b f m d", b=audio_windows.shape[0]),
-            kps_features=kps_features,
-            reference_features=self.reference_net(reference_latents),
+        conditions = self.denoising_unet.prepare_conditions(
+            self.reference_net(reference_latents),
+            rearrange(audio_tokens, "(b f) m d -> b f m d", b=audio_windows.shape[0]),
+            kps_features,
             reference_keep=reference_keep,
             audio_keep=audio_keep,
         )
+        return self.denoising_unet(noisy_latents, timesteps, conditions)
 
 
 def select(names: list[str], selection: Selection, last_up_block: int = 0) -> list[str]:

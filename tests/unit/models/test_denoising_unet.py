@@ -31,6 +31,11 @@ def inputs():
     }
 
 
+def predict(unet: DenoisingUNet, latents, timestep, **conditions) -> torch.Tensor:
+    """One forward pass, conditions by name."""
+    return unet(latents, timestep, unet.prepare_conditions(**conditions))
+
+
 def video(inputs: dict, i: int) -> dict:
     """One of the videos."""
     features = {path: feature[i : i + 1] for path, feature in inputs["reference_features"].items()}
@@ -40,27 +45,43 @@ def video(inputs: dict, i: int) -> dict:
 
 def test_prepared_conditions_equal_recomputed_ones(unet, inputs):
     weights = {"reference_attention_weight": 0.95, "audio_attention_weight": 3.0}
-    plain = unet(**inputs, **weights)
-    prepared = unet.prepare_conditions(inputs["reference_features"], inputs["audio_tokens"], **weights)
-    fast = unet(inputs["latents"], inputs["timestep"], kps_features=inputs["kps_features"], conditions=prepared)
-    assert torch.equal(fast, plain)
+    plain = predict(unet, **inputs, **weights)
+    parts = [
+        unet.prepare_conditions(inputs["reference_features"]),
+        unet.prepare_conditions(None, inputs["audio_tokens"]),
+    ]
+    prepared = Conditions(inputs["kps_features"], parts[0].reference_kv, parts[1].audio_kv, **weights)
+    assert torch.equal(unet(inputs["latents"], inputs["timestep"], prepared), plain)
+
+
+def test_conditions_without_some(unet, inputs):
+    whole = unet.prepare_conditions(**{k: v for k, v in inputs.items() if k not in ("latents", "timestep")})
+    for name, argument in (
+        ("kps_features", "kps_features"),
+        ("reference_kv", "reference_features"),
+        ("audio_kv", "audio_tokens"),
+    ):
+        expected = predict(unet, **{**inputs, argument: None})
+        assert torch.equal(unet(inputs["latents"], inputs["timestep"], whole.without(name)), expected)
 
 
 def test_dropped_conditions_equal_keys_and_values_of_zeros(unet, inputs):
     """The saving in the unconditional branch is exact: zeros through attention leave the output bias."""
     zero_features = {path: torch.zeros_like(feature) for path, feature in inputs["reference_features"].items()}
     zero_tokens = torch.zeros_like(inputs["audio_tokens"])
-    plain = unet(inputs["latents"], inputs["timestep"], reference_features=zero_features, audio_tokens=zero_tokens)
-    fast = unet(inputs["latents"], inputs["timestep"])
+    plain = predict(
+        unet, inputs["latents"], inputs["timestep"], reference_features=zero_features, audio_tokens=zero_tokens
+    )
+    fast = predict(unet, inputs["latents"], inputs["timestep"])
     assert tiny.relative_error(fast, plain) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["reference", "audio"])
 def test_a_masked_condition_equals_a_dropped_one(unet, inputs, name):
     argument = {"reference": "reference_features", "audio": "audio_tokens"}[name]
-    dropped = unet(**{**inputs, argument: None})
-    kept = unet(**inputs)
-    masked = unet(**inputs, **{f"{name}_keep": torch.tensor([[0.0] * NUM_FRAMES, [1.0] * NUM_FRAMES])})
+    dropped = predict(unet, **{**inputs, argument: None})
+    kept = predict(unet, **inputs)
+    masked = predict(unet, **inputs, **{f"{name}_keep": torch.tensor([[0.0] * NUM_FRAMES, [1.0] * NUM_FRAMES])})
     assert tiny.relative_error(masked[0], dropped[0]) < 1e-6
     assert tiny.relative_error(masked[1], kept[1]) < 1e-6
     assert tiny.relative_error(dropped, kept) > 1e-3
@@ -71,23 +92,23 @@ def test_masks_are_per_frame(inputs):
     unet = tiny.denoising_unet()
     unet.silence_audio()
     unet.silence_motion()
-    kept = unet(**inputs)
-    masked = unet(**inputs, reference_keep=torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]))
+    kept = predict(unet, **inputs)
+    masked = predict(unet, **inputs, reference_keep=torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]))
     changed = (masked - kept).abs().amax(dim=(1, 3, 4)) > 1e-4
     assert changed.tolist() == [[False, True, False], [False, False, False]]
 
 
 def test_videos_of_a_batch_do_not_mix(unet, inputs):
-    together = unet(**inputs)
+    together = predict(unet, **inputs)
     for i in range(2):
-        assert tiny.relative_error(together[i : i + 1], unet(**video(inputs, i))) < 3e-4
+        assert tiny.relative_error(together[i : i + 1], predict(unet, **video(inputs, i))) < 3e-4
 
 
 def test_silent_motion_makes_frames_independent_and_motion_mixes_them(unet, inputs):
     def first_frame_depends_on_last(network: DenoisingUNet) -> bool:
         changed = inputs["latents"].clone()
         changed[:, :, -1] += 1
-        difference = network(**{**inputs, "latents": changed}) - network(**inputs)
+        difference = predict(network, **{**inputs, "latents": changed}) - predict(network, **inputs)
         return bool(difference[:, :, 0].abs().max() > 1e-4)
 
     silent = tiny.denoising_unet()
@@ -101,7 +122,9 @@ def test_silenced_audio_attention_ignores_audio(inputs):
     silent = tiny.denoising_unet()
     silent.silence_audio()
     silent.silence_motion()
-    assert torch.equal(silent(**inputs), silent(**{**inputs, "audio_tokens": -inputs["audio_tokens"]}))
+    assert torch.equal(
+        predict(silent, **inputs), predict(silent, **{**inputs, "audio_tokens": -inputs["audio_tokens"]})
+    )
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 12)])
@@ -117,7 +140,7 @@ def test_spatial_part_is_diffusers_unet(size):
     latents, tokens = torch.randn(2, 4, *size), torch.randn(2, 5, 32)
     with torch.no_grad():
         expected = theirs(latents, 300, encoder_hidden_states=tokens).sample
-        output = ours(latents[:, :, None], torch.tensor(300), audio_tokens=tokens[:, None])
+        output = predict(ours, latents[:, :, None], torch.tensor(300), audio_tokens=tokens[:, None])
     assert tiny.relative_error(output[:, :, 0], expected) < 1e-5
 
 
@@ -136,7 +159,7 @@ def test_number_of_levels_and_norm_groups_are_configuration(num_levels):
         in_channels=6,
         out_channels=6,
     )
-    output = unet(torch.randn(1, 6, 2, 8, 8), torch.tensor(0), audio_tokens=torch.randn(1, 2, 3, 12))
+    output = predict(unet, torch.randn(1, 6, 2, 8, 8), torch.tensor(0), audio_tokens=torch.randn(1, 2, 3, 12))
     assert output.shape == (1, 6, 2, 8, 8)
 
 
@@ -150,7 +173,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(inputs):
             reference_net.enable_gradient_checkpointing()
         tokens = inputs["audio_tokens"].clone().requires_grad_()
         features = reference_net(torch.ones(2, 4, 8, 8))
-        unet(**{**inputs, "audio_tokens": tokens, "reference_features": features}).square().mean().backward()
+        predict(unet, **{**inputs, "audio_tokens": tokens, "reference_features": features}).square().mean().backward()
         return [
             tokens.grad,
             reference_net.conv_in.weight.grad,
@@ -164,17 +187,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(inputs):
 
 
 def test_compiles_as_one_graph(unet, inputs):
-    conditions = unet.prepare_conditions(inputs["reference_features"], inputs["audio_tokens"])
-    arguments = {
-        "latents": inputs["latents"],
-        "timestep": inputs["timestep"],
-        "kps_features": inputs["kps_features"],
-        "conditions": conditions,
-    }
+    conditions = unet.prepare_conditions(inputs["reference_features"], inputs["audio_tokens"], inputs["kps_features"])
     compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
-    assert tiny.relative_error(compiled(**arguments), unet(**arguments)) < 1e-5
-    dropped = {**arguments, "kps_features": None, "conditions": Conditions()}
-    assert tiny.relative_error(compiled(**dropped), unet(**dropped)) < 1e-5
+    for given in (conditions, Conditions()):
+        arguments = (inputs["latents"], inputs["timestep"], given)
+        assert tiny.relative_error(compiled(*arguments), unet(*arguments)) < 1e-5
 
 
 def test_save_and_load(unet, inputs, tmp_path):
@@ -184,16 +201,14 @@ def test_save_and_load(unet, inputs, tmp_path):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
     assert loaded.config.motion_num_attention_heads == unet.config.motion_num_attention_heads
     # not bit for bit: weights in a mapped file are aligned otherwise, and then sums are rounded otherwise
-    assert tiny.relative_error(loaded(**inputs).detach(), unet(**inputs)) < 3e-4
+    assert tiny.relative_error(predict(loaded, **inputs).detach(), predict(unet, **inputs)) < 3e-4
 
 
 def test_errors_name_what_is_wrong(unet, inputs):
     with pytest.raises(ValueError, match="33 frames in one window: motion modules have 32"):
-        unet(torch.zeros(1, 4, 33, 8, 8), torch.tensor(0))
-    with pytest.raises(ValueError, match="conditions already hold"):
-        unet(**inputs, conditions=Conditions())
+        predict(unet, torch.zeros(1, 4, 33, 8, 8), torch.tensor(0))
     with pytest.raises(ValueError, match="reference_features lack"):
-        unet(inputs["latents"], inputs["timestep"], reference_features={})
+        predict(unet, inputs["latents"], inputs["timestep"], reference_features={})
     with pytest.raises(ValueError, match="use_linear_projection=True"):
         DenoisingUNet.from_config({**tiny.UNET_CONFIG, "use_linear_projection": True})
     with pytest.raises(ValueError, match="AttnDownBlock2D"):

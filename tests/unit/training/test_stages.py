@@ -7,6 +7,7 @@ from tests import tiny
 from tests.tiny import recorded, relative_error
 from vexpress.diffusion.losses import min_snr_weights, weighted_loss
 from vexpress.diffusion.schedule import build_scheduler
+from vexpress.models import Conditions
 from vexpress.training.config import ModuleTrainingConfig
 from vexpress.training.stages import STAGES, Selection, TrainingNetworks, count_parameters, select, set_trainable
 
@@ -96,7 +97,7 @@ def test_dropping_everything_is_the_unconditional_form():
             kps_keep=nothing,
             audio_keep=nothing,
         )
-        assert relative_error(dropped, networks.denoising_unet(latents, timesteps)) < 1e-5
+        assert relative_error(dropped, networks.denoising_unet(latents, timesteps, Conditions())) < 1e-5
 
 
 def test_switches_override_the_table():

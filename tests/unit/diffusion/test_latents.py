@@ -6,7 +6,6 @@ from diffusers import AutoencoderKL
 
 from tests import tiny
 from vexpress.diffusion.latents import scale_latents, unscale_latents, vae_downsampling
-from vexpress.diffusion.schedule import share_noise
 
 
 @pytest.mark.parametrize(
@@ -26,13 +25,3 @@ def test_scaling_comes_from_the_configuration_and_inverts(statistics):
 
 def test_downsampling_comes_from_the_configuration():
     assert vae_downsampling(tiny.vae()) == 8
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_shared_noise_keeps_each_frame_normal_and_correlates_frames(share):
-    torch.manual_seed(0)
-    noise, shared = torch.randn(4, 6, 50, 50), torch.randn(4, 1, 50, 50)
-    mixed = share_noise(noise, shared, share)
-    assert mixed.var(dim=(0, 2, 3)).sub(1).abs().max() < 0.05
-    assert abs((mixed[:, 0] * mixed[:, 1]).mean() - share) < 0.03
-    assert torch.equal(mixed, noise) if share == 0 else True

@@ -1,0 +1,75 @@
+"""Conditions of windows, made when they are asked for, so that none are held for the whole of a clip."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vexpress.models import Conditions, DenoisingUNet
+
+MAX_KPS_BYTES = 2**28
+"""V-Kps features kept; at 512x512 px one frame has 2.6 MB in half precision."""
+
+
+class KpsFeatures:
+    """V-Kps features of frames, each kind of keypoints encoded once as long as there is room.
+
+    Args:
+        encode: keypoints (u 3 2) px -> features (u d h w).
+        keeps_latest: with no room left, the oldest features make room. Otherwise the first stay, which is better where
+            all frames come round again at every step.
+        max_bytes: of features that are kept.
+    """
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], keeps_latest: bool = False, max_bytes: int = MAX_KPS_BYTES):
+        self._encode, self._keeps_latest, self._max_bytes = encode, keeps_latest, max_bytes
+        self._kept: dict[bytes, Tensor] = {}
+
+    def __call__(self, kps: Tensor) -> Tensor:
+        """Keypoints (n 3 2) px -> features (n d h w)."""
+        names = [points.numpy().tobytes() for points in kps]
+        new = {name: points for name, points in zip(names, kps) if name not in self._kept}  # a still head has but one
+        features = dict(self._kept)
+        if new:
+            features |= zip(new, self._encode(torch.stack(list(new.values()))))
+        self._keep({name: features[name] for name in new})
+        return torch.stack([features[name] for name in names])
+
+    def _keep(self, new: dict[bytes, Tensor]) -> None:
+        for name, feature in new.items():
+            room = self._max_bytes // feature.nbytes
+            if self._keeps_latest and len(self._kept) >= room > 0:
+                self._kept.pop(next(iter(self._kept)))
+            if len(self._kept) < room:
+                self._kept[name] = feature.clone()  # alone, since a view would hold its whole batch
+
+
+class WindowConditions:
+    """What the denoising UNet is told of windows.
+
+    Args:
+        unet: projects audio tokens to keys and values.
+        constant: what all windows have in common: the reference, and the weights.
+        kps_features: keypoints -> features.
+    """
+
+    def __init__(self, unet: DenoisingUNet, constant: Conditions, kps_features: KpsFeatures):
+        self._unet, self._constant, self._kps_features = unet, constant, kps_features
+
+    def __call__(self, kps: Tensor, audio_tokens: Tensor) -> Conditions:
+        """Conditions of k windows: keypoints (k f 3 2) and audio tokens (k f m d), which are moved to the network."""
+        features = self._kps_features(kps.flatten(0, 1))
+        tokens = audio_tokens.to(features.device)
+        return replace(
+            self._constant,
+            kps_features=rearrange(features, "(k f) d h w -> k d f h w", k=len(kps)),
+            audio_kv=self._unet.prepare_conditions(audio_tokens=tokens).audio_kv,
+        )
+
+    def of_clip(self, kps: Tensor, audio_tokens: Tensor) -> Callable[[Sequence[list[int]]], Conditions]:
+        """Conditions by frame numbers, for a clip's keypoints (f 3 2) and audio tokens (1 f m d)."""
+        return lambda windows: self(
+            torch.stack([kps[window] for window in windows]), torch.stack([audio_tokens[0, w] for w in windows])
+        )
