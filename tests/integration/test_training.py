@@ -23,7 +23,7 @@ from vexpress.cli.program import run_program
 from vexpress.errors import InputError
 from vexpress.model_folder import ModelPaths
 from vexpress.training.config import load_config
-from vexpress.training.randomness import draw
+from vexpress.training.randomness import random_parts
 from vexpress.training.trainer import Trainer
 from vexpress.weights import load_networks
 
@@ -213,10 +213,10 @@ def test_exported_average_lags_behind_the_weights(config_path, tmp_path, model_d
     assert 0 < (mean - start).abs().mean() < (last - start).abs().mean()
 
 
-def test_draws_depend_on_the_sample_alone(config_path):
+def test_random_parts_depend_on_the_sample_alone(config_path):
     config = load_config(config_path)
-    both = draw(config, [5, 6], (4, 3, 8, 8), 1000)
-    one = draw(config, [6], (4, 3, 8, 8), 1000)
+    both = random_parts(config, [5, 6], (4, 3, 8, 8), 1000)
+    one = random_parts(config, [6], (4, 3, 8, 8), 1000)
     assert torch.equal(both.noise[1], one.noise[0])
     assert torch.equal(both.reference_keep[1], one.reference_keep[0])
     assert not torch.equal(both.noise[0], both.noise[1])
@@ -225,15 +225,15 @@ def test_draws_depend_on_the_sample_alone(config_path):
 @pytest.mark.parametrize("granularity", ["frame", "clip"])
 def test_conditions_are_dropped_at_their_rates(config_path, granularity):
     config = load_config(config_path, [f"data.drop_granularity={granularity}", "uncond_ratio=0.1"])
-    draws = draw(config, list(range(3000)), (1, 4, 1, 1), 1000)
-    no_audio = draws.audio_keep.amax(dim=1) == 0
+    parts = random_parts(config, list(range(3000)), (1, 4, 1, 1), 1000)
+    no_audio = parts.audio_keep.amax(dim=1) == 0
     assert no_audio.float().mean() == pytest.approx(0.1, abs=0.02)
-    assert (draws.reference_keep[no_audio].sum() + draws.kps_keep[no_audio].sum()) == 0  # all conditions together
-    assert 1 - draws.reference_keep[~no_audio].mean() == pytest.approx(0.2, abs=0.03)
-    assert 1 - draws.kps_keep[~no_audio].mean() == pytest.approx(0.5, abs=0.03)
-    mixed = (draws.kps_keep.amax(dim=1) != draws.kps_keep.amin(dim=1)).any()
+    assert (parts.reference_keep[no_audio].sum() + parts.kps_keep[no_audio].sum()) == 0  # all conditions together
+    assert 1 - parts.reference_keep[~no_audio].mean() == pytest.approx(0.2, abs=0.03)
+    assert 1 - parts.kps_keep[~no_audio].mean() == pytest.approx(0.5, abs=0.03)
+    mixed = (parts.kps_keep.amax(dim=1) != parts.kps_keep.amin(dim=1)).any()
     assert bool(mixed) == (granularity == "frame")
-    kept = draw(config, list(range(20)), (1, 4, 1, 1), 1000, drop=False)
+    kept = random_parts(config, list(range(20)), (1, 4, 1, 1), 1000, drop=False)
     assert kept.kps_keep.min() == kept.audio_keep.min() == 1
 
 

@@ -26,9 +26,9 @@ from vexpress.data.config import DataConfig
 from vexpress.data.formats import ClipRecord, load_audio_embeds, load_face_info, load_metadata
 from vexpress.data.transforms import (
     central_geometry,
-    draw_flip,
-    draw_geometry,
-    draw_lip_mask,
+    random_flip,
+    random_geometry,
+    render_lip_mask,
     lip_corners,
     scaled_box,
     transform_frames,
@@ -154,25 +154,25 @@ class TalkingFaceDataset(Dataset):
         epoch, position = divmod(number, len(self))
         clip = self._clips[_epoch_order(self.seed, epoch, len(self))[position]]
         rng = np.random.default_rng((self.seed, SAMPLE_STREAM, number))
-        frame_ids, reference_id = draw_frame_ids(
+        frame_ids, reference_id = random_frame_ids(
             rng, clip.num_frames, config.num_frames, config.sample_rate, config.reference_margin
         )
         size = (config.train_width, config.train_height)
         if clip.latents_path is None:
-            geometry = draw_geometry(rng, clip.frame_size, size, config.crop_ratio, config.flip_rate)
+            geometry = random_geometry(rng, clip.frame_size, size, config.crop_ratio, config.flip_rate)
             frames = read_frames_at(clip.record.video, [*frame_ids, reference_id])
             pixels = rearrange(transform_frames(frames, geometry), "f c h w -> c f h w")
             pixels = pixels.contiguous().float().div_(127.5).sub_(1)  # at once, it takes five times as long
             sample = {"pixel_values": pixels[:, :-1], "reference_image": pixels[:, -1]}
         else:
-            geometry = central_geometry(clip.frame_size, size, draw_flip(rng, config.flip_rate))
+            geometry = central_geometry(clip.frame_size, size, random_flip(rng, config.flip_rate))
             latents = _load_latents(clip.latents_path, [*frame_ids, reference_id], geometry.flip)
             sample = {"latents": rearrange(latents[:-1], "f c h w -> c f h w"), "reference_latents": latents[-1]}
 
         kps = transform_kps(clip.kps[frame_ids], geometry)
         kps_images = torch.from_numpy(np.stack([render_v_kps(points, *size[::-1]) for points in kps]))
         boxes = scaled_box(transform_points(clip.lip_corners[frame_ids], geometry), config.lip_mask_scale)
-        lip_masks = [draw_lip_mask(box, *size[::-1], self.latent_downsampling) for box in boxes]
+        lip_masks = [render_lip_mask(box, *size[::-1], self.latent_downsampling) for box in boxes]
         hidden_states = load_audio_embeds(clip.record.audio_embeds)
         windows = audio_windows(hidden_states, clip.num_video_frames, config.num_padding_audio_frames)
         return sample | {
@@ -208,7 +208,7 @@ def num_frames_spanned(num_frames: int, sample_rate: int) -> int:
     return (num_frames - 1) * sample_rate + 1
 
 
-def draw_frame_ids(
+def random_frame_ids(
     rng: np.random.Generator, num_clip_frames: int, num_frames: int, sample_rate: int, reference_margin: int
 ) -> tuple[np.ndarray, int]:
     """Draws the frames of a sample and its reference frame, uniformly from all that are allowed.

@@ -34,7 +34,7 @@ class Geometry:
     flip: bool
 
 
-def draw_geometry(
+def random_geometry(
     rng: np.random.Generator,
     frame_size: tuple[int, int],
     size: tuple[int, int],
@@ -53,18 +53,18 @@ def draw_geometry(
     Differs from the release: torchvision's RandomResizedCrop of scale 1 keeps the area, so that no other ratio than 1
     fits into a square frame, and it falls back to the whole frame.
     """
-    flip = draw_flip(rng, flip_rate)
+    flip = random_flip(rng, flip_rate)
     ratio = np.exp(rng.uniform(*np.log(crop_ratio)))
     return _crop(frame_size, size, ratio, rng.random(2), flip)
 
 
-def draw_flip(rng: np.random.Generator, flip_rate: float) -> bool:
+def random_flip(rng: np.random.Generator, flip_rate: float) -> bool:
     """Draws whether to mirror, with probability `flip_rate`; takes one number from `rng`."""
     return bool(rng.random() < flip_rate)
 
 
 def central_geometry(frame_size: tuple[int, int], size: tuple[int, int], flip: bool) -> Geometry:
-    """The central square of a frame, as large as fits: what cached latents show. Arguments as of `draw_geometry`."""
+    """The central square of a frame, as large as fits: what cached latents show. Arguments as of `random_geometry`."""
     return _crop(frame_size, size, 1.0, np.array([0.5, 0.5]), flip)
 
 
@@ -132,7 +132,7 @@ def scaled_box(corners: np.ndarray, scale: float) -> np.ndarray:
     return np.floor(np.concatenate([centre - reach, centre + reach], axis=-1)).astype(np.int64)
 
 
-def draw_lip_mask(box: np.ndarray, height: int, width: int, downsampling: int) -> Tensor:
+def render_lip_mask(box: np.ndarray, height: int, width: int, downsampling: int) -> Tensor:
     """Draws the mask of the lips on the grid of latents.
 
     A latent that the box touches counts in full: it carries pixels of the mouth, and however small the lips are, the

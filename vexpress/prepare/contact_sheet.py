@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from vexpress.data.formats import ClipRecord, FaceInfo, load_face_info
-from vexpress.data.transforms import draw_lip_mask, lip_corners, lip_mask_box
+from vexpress.data.transforms import render_lip_mask, lip_corners, lip_mask_box
 from vexpress.errors import InputError
 from vexpress.media.keypoints import FAR_PX
 from vexpress.media.random_access import read_frames_at
@@ -86,7 +86,7 @@ def _draw_cell(frame: np.ndarray, face_info: FaceInfo, index: int, lip_mask_scal
     image = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
     landmarks, kps = face_info.landmark_2d_106[index], face_info.kps[index]
     if np.isfinite(landmarks).all() and np.isfinite(kps).all():
-        mask = draw_lip_mask(lip_mask_box(landmarks, lip_mask_scale), height, width, LATENT_DOWNSAMPLING)
+        mask = render_lip_mask(lip_mask_box(landmarks, lip_mask_scale), height, width, LATENT_DOWNSAMPLING)
         is_mask = cv2.resize(mask.numpy(), size, interpolation=cv2.INTER_NEAREST) > 0
         image[is_mask] = (0.65 * image[is_mask] + 0.35 * np.array(MASK_COLOUR)).astype(np.uint8)
         cv2.rectangle(image, *_pixels(lip_corners(landmarks) * scale), LIP_COLOUR, 1, cv2.LINE_AA)

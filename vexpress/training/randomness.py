@@ -1,7 +1,7 @@
-"""All that a training step draws at random, per sample: noise, timestep, and which conditions are dropped.
+"""What is random in a training step, per sample: noise, timestep, and which conditions are dropped.
 
-Every sample has a generator of its own, seeded by the run's seed and the sample's number. So a step does not depend on
-how samples are spread over micro-batches and processes, and a resumed run draws what an uninterrupted one would.
+Each sample has its own generator, seeded by the run's seed and the sample's number. A step therefore does not depend on
+how samples are distributed over micro-batches and processes, and a resumed run gets the values of an uninterrupted one.
 """
 
 from dataclasses import dataclass, fields
@@ -15,8 +15,8 @@ from vexpress.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Random parts of a batch.
+class RandomParts:
+    """The random parts of a batch.
 
     Attributes:
         noise: (b c f h w) float32.
@@ -32,29 +32,30 @@ class Draws:
     kps_keep: Tensor
     audio_keep: Tensor
 
-    def to(self, device: torch.device) -> "Draws":
-        return Draws(*(getattr(self, entry.name).to(device) for entry in fields(self)))
+    def to(self, device: torch.device) -> "RandomParts":
+        """The same on another device."""
+        return RandomParts(*(getattr(self, entry.name).to(device) for entry in fields(self)))
 
 
-def draw(
+def random_parts(
     config: TrainConfig, sample_numbers: list[int], latent_shape: tuple[int, ...], num_timesteps: int, drop: bool = True
-) -> Draws:
-    """Draws for a batch.
+) -> RandomParts:
+    """Samples the random parts of a batch.
 
     Args:
         config: rates and noise offset.
-        sample_numbers: of each sample of the batch.
+        sample_numbers: the dataset's number of each sample of the batch.
         latent_shape: (c f h w) of one sample.
         num_timesteps: of the noise schedule.
         drop: False keeps all conditions, for validation.
 
     Source: conditional dropout, paper section 3.3; all conditions together, arXiv 2207.12598.
     """
-    samples = [_draw_one(config, number, latent_shape, num_timesteps, drop) for number in sample_numbers]
-    return Draws(*(torch.stack(parts) for parts in zip(*samples)))
+    samples = [_random_sample(config, number, latent_shape, num_timesteps, drop) for number in sample_numbers]
+    return RandomParts(*(torch.stack(parts) for parts in zip(*samples)))
 
 
-def _draw_one(
+def _random_sample(
     config: TrainConfig, number: int, latent_shape: tuple[int, ...], num_timesteps: int, drop: bool
 ) -> tuple[Tensor, ...]:
     seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1, np.uint64)[0] >> 1)
@@ -70,7 +71,7 @@ def _draw_one(
         return (torch.rand(size, generator=generator) >= rate).expand(num_frames)
 
     masks = [keep(config.data.reference_drop_rate), keep(config.data.kps_drop_rate)]
-    # What the release does not draw comes last, so that all else is drawn alike with and without it.
+    # Options that the release does not have come last, so that the values above are the same with and without them.
     masks.append((torch.rand((), generator=generator) >= config.data.audio_drop_rate).expand(num_frames))
     if config.shared_noise:
         shared = torch.randn(channels, 1, *latent_shape[2:], generator=generator)

@@ -42,7 +42,7 @@ class RunLog:
         with open(self.path, "a") as file:
             file.write(f"{json.dumps(entry)}\n")
 
-    def draw_curve(self) -> None:
+    def render_curve(self) -> None:
         """Draws the losses over the steps."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -29,7 +29,7 @@ from vexpress.errors import InputError
 from vexpress.model_folder import SUFFIXES
 from vexpress.training.config import TrainConfig, format_config, save_config
 from vexpress.training.initialize import build_training_networks
-from vexpress.training.randomness import draw
+from vexpress.training.randomness import random_parts
 from vexpress.training.run_log import RunLog, describe_run
 from vexpress.training.run_state import RunState
 from vexpress.training.setup import build_accelerator, build_optimizer
@@ -151,7 +151,7 @@ class Trainer:
             since += time.perf_counter() - paused
         self.state.save(self.step, self.num_samples)
         if log:
-            log.draw_curve()
+            log.render_curve()
 
     @property
     def samples_per_update(self) -> int:
@@ -197,26 +197,25 @@ class Trainer:
         """
         device = self.accelerator.device
         latents, reference_latents = self._encode(batch)
-        draws = draw(self.config, batch["number"].tolist(), latents.shape[1:], len(self.alphas_cumprod), drop=drop).to(
-            device
-        )
-        noisy = self.scheduler.add_noise(latents, draws.noise, draws.timesteps)
-        target = self.scheduler.get_velocity(latents, draws.noise, draws.timesteps)
+        numbers = batch["number"].tolist()
+        parts = random_parts(self.config, numbers, latents.shape[1:], len(self.alphas_cumprod), drop=drop).to(device)
+        noisy = self.scheduler.add_noise(latents, parts.noise, parts.timesteps)
+        target = self.scheduler.get_velocity(latents, parts.noise, parts.timesteps)
         with self.accelerator.autocast():
             prediction = self.model(
                 noisy.to(self.dtype),
-                draws.timesteps,
+                parts.timesteps,
                 reference_latents.to(self.dtype),
                 batch["kps_images"].to(device, self.dtype),
                 batch["audio_windows"].to(device, self.dtype),
-                reference_keep=draws.reference_keep,
-                kps_keep=draws.kps_keep,
-                audio_keep=draws.audio_keep,
+                reference_keep=parts.reference_keep,
+                kps_keep=parts.kps_keep,
+                audio_keep=parts.audio_keep,
             ).float()
         gamma = self.config.snr_gamma
-        weights = torch.ones_like(draws.timesteps, dtype=torch.float32)
+        weights = torch.ones_like(parts.timesteps, dtype=torch.float32)
         if gamma is not None:
-            weights = min_snr_weights(self.alphas_cumprod, draws.timesteps, gamma)
+            weights = min_snr_weights(self.alphas_cumprod, parts.timesteps, gamma)
         lip_masks = batch["lip_masks"].to(device)
         loss_weights = self.config.data.lip_loss_weight, self.config.motion_loss_weight
         loss = weighted_loss(prediction, target, weights, lip_masks, *loss_weights)
@@ -337,7 +336,7 @@ class Trainer:
             log.add({"step": self.step, "validation_loss": loss, "validation_mouth_loss": mouth_loss})
             self.accelerator.log({"validation_loss": loss, "validation_mouth_loss": mouth_loss}, step=self.step)
             logger.info("step %d | validation loss %.4f | mouth %.4f", self.step, loss, mouth_loss)
-            log.draw_curve()
+            log.render_curve()
         if self.on_validation and self.accelerator.is_main_process and not self.config.solver.fsdp:
             try:
                 with self.accelerator.autocast():  # trained networks are fp32, the others may be half

@@ -23,7 +23,7 @@ from vexpress.data.dataset import (
     LATENT_CACHE_KEYS,
     SampleStream,
     TalkingFaceDataset,
-    draw_frame_ids,
+    random_frame_ids,
     latent_cache_path,
 )
 from vexpress.data.formats import (
@@ -178,7 +178,7 @@ def test_all_allowed_frames_and_no_others_are_drawn(num_clip_frames, num_frames,
     span = (num_frames - 1) * sample_rate
     seen = set()
     for _ in range(6000):
-        frame_ids, reference = draw_frame_ids(rng, num_clip_frames, num_frames, sample_rate, margin)
+        frame_ids, reference = random_frame_ids(rng, num_clip_frames, num_frames, sample_rate, margin)
         seen.add((int(frame_ids[0]), reference))
     firsts = range(num_clip_frames - span)
     references = range(num_clip_frames)

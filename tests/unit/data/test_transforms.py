@@ -8,8 +8,8 @@ from tests.tiny import recorded
 from vexpress.data.transforms import (
     Geometry,
     central_geometry,
-    draw_geometry,
-    draw_lip_mask,
+    random_geometry,
+    render_lip_mask,
     lip_corners,
     lip_mask_box,
     scaled_box,
@@ -23,7 +23,7 @@ SIZE = (96, 128)  # width, height
 
 
 def drawn(seed: int, frame_size=(200, 160), size=SIZE, crop_ratio=(0.6, 1.5), flip_rate=0.5) -> Geometry:
-    return draw_geometry(np.random.default_rng(seed), frame_size, size, crop_ratio, flip_rate)
+    return random_geometry(np.random.default_rng(seed), frame_size, size, crop_ratio, flip_rate)
 
 
 # Crop and flip --------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_lip_box_moves_with_the_picture():
 def test_mask_covers_the_lips_and_little_more_than_the_box(scale):
     for landmarks in make_face_info(20, size=512).landmark_2d_106:
         box = lip_mask_box(landmarks, scale)
-        pixels = draw_lip_mask(box, 512, 512, 8).repeat_interleave(8, 0).repeat_interleave(8, 1)
+        pixels = render_lip_mask(box, 512, 512, 8).repeat_interleave(8, 0).repeat_interleave(8, 1)
         x, y = landmarks[52:72].astype(int).T
         assert pixels[y, x].all()
         rows, columns = pixels.nonzero().T
@@ -149,7 +149,7 @@ def test_mask_covers_the_lips_and_little_more_than_the_box(scale):
 
 
 def test_mask_of_tiny_lips_is_not_empty():
-    assert draw_lip_mask(np.array([33, 41, 33, 41]), 64, 64, 8).nonzero().tolist() == [[5, 4]]
+    assert render_lip_mask(np.array([33, 41, 33, 41]), 64, 64, 8).nonzero().tolist() == [[5, 4]]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,6 @@ def test_mask_of_tiny_lips_is_not_empty():
     ],
 )
 def test_mask_at_the_border_of_the_frame(box, num_cells):
-    mask = draw_lip_mask(np.array(box), 64, 64, 8)
+    mask = render_lip_mask(np.array(box), 64, 64, 8)
     assert (mask.shape, mask.dtype) == ((8, 8), torch.float32)
     assert mask.sum() == num_cells
