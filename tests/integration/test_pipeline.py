@@ -1,5 +1,7 @@
 """Properties of the pipeline, with tiny networks."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,11 @@ from PIL import Image
 from tests import tiny
 from vexpress import audio_features
 from vexpress.audio_features import audio_windows, encode_audio
-from vexpress.diffusion.schedule import SCHEDULERS, build_scheduler
+from vexpress.diffusion.schedule import build_scheduler
 from vexpress.errors import InputError
 from vexpress.media.smoothing import stream_denoise
+from vexpress.options import CALL, SCHEDULERS, SamplingOptions, option_fields
+from vexpress.pipeline import VExpressPipeline
 
 NUM_FRAMES = 7
 SIZE = 64
@@ -44,9 +48,8 @@ def test_same_seed_same_video(pipe, inputs):
     assert not torch.equal(latents(pipe, inputs, seed=1), latents(pipe, inputs, seed=2))
 
 
-def test_memory_saving_and_batching_change_nothing(pipe, inputs):
+def test_batching_changes_nothing(pipe, inputs):
     expected = latents(pipe, inputs)
-    assert torch.equal(latents(pipe, inputs, save_gpu_memory=True, device="cpu"), expected)
     assert tiny.relative_error(latents(pipe, inputs, windows_per_batch=3), expected) < 1e-4
 
 
@@ -70,7 +73,7 @@ def test_schedulers_run_from_one_frame_up(inputs, name):
 def test_more_steps_than_a_scheduler_can_take(inputs):
     pipe = tiny.pipeline()
     pipe.scheduler = build_scheduler("lcm")
-    with pytest.raises(ValueError, match="num_inference_steps 200 with this scheduler"):
+    with pytest.raises(ValueError, match="num_inference_steps=200: does not go with this scheduler"):
         latents(pipe, {**inputs, "num_inference_steps": 200})
 
 
@@ -109,15 +112,6 @@ def test_denoising_comes_last(pipe, inputs, median_filter):
     assert not torch.equal(denoised, plain)
 
 
-def test_callback_can_watch_and_stop(pipe, inputs):
-    def stop(step, timestep, current):
-        assert current.shape == (1, 4, NUM_FRAMES, SIZE // 8, SIZE // 8)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        latents(pipe, inputs, callback=stop)
-
-
 def test_audio_and_keypoints_matter(pipe, inputs):
     expected = latents(pipe, inputs)
     assert (
@@ -131,30 +125,121 @@ def test_audio_and_keypoints_matter(pipe, inputs):
     )
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"height": 100}, "multiples of 8"),
-        ({"output_type": "gif"}, "allowed are pil"),
-        ({"num_inference_steps": 0}, "must be 1 to 1000"),
-        ({"audio_waveform": torch.zeros(0)}, "must be .n,., n > 0"),
-        ({"audio_waveform": torch.zeros(1, 100)}, "must be .n,., n > 0"),
-        ({"kps_sequence": torch.full((2, 3, 2), torch.nan)}, "and finite"),
-        ({"latents": torch.zeros(1, 4, 2, 8, 8)}, "latents of shape"),
-        ({"num_pad_audio_frames": 3}, "num_pad_audio_frames 3: makes 14 audio steps"),
-        ({"save_gpu_memory": True}, "save_gpu_memory needs device"),
-        ({"context_overlap": 4}, "context_overlap 4"),
-        ({"context_frames": 33, "kps_sequence": torch.ones(40, 3, 2)}, "context_frames 33: .* up to 32 frames"),
-    ],
-)
+NAN = float("nan")
+ERRORS = [
+    ({"reference_image": "portrait.png"}, "reference_image=str: must be a PIL image"),
+    ({"reference_image": np.zeros((64, 64), np.uint8)}, "reference_image=ndarray: must be"),
+    ({"reference_image": np.zeros((64, 64, 3), np.float32)}, "reference_image=ndarray: must be"),
+    ({"height": 100}, "height=100: must be a multiple of 8"),
+    ({"height": 64.0}, "height=64.0: must be a multiple"),
+    ({"height": "64"}, "height=64: must be a multiple"),
+    ({"width": 0}, "width=0: must be a multiple"),
+    ({"width": -8}, "width=-8: must be a multiple"),
+    ({"width": 200_000}, "width=200000: must be a multiple of 8, up to 2048"),
+    ({"output_type": "gif"}, "output_type='gif': must be one of pil"),
+    ({"output_type": None}, "output_type=None: must be one of"),
+    ({"audio_waveform": torch.zeros(0)}, r"audio_waveform=\(0,\): must be of shape \(n,\)"),
+    ({"audio_waveform": torch.zeros(1, 100)}, r"audio_waveform=\(1, 100\): must be of shape"),
+    ({"audio_waveform": torch.full((100,), NAN)}, "audio_waveform: must be finite"),
+    ({"audio_waveform": torch.zeros(100, dtype=torch.int16)}, "audio_waveform: must be of floating point"),
+    ({"audio_waveform": torch.zeros(100, dtype=torch.complex64)}, "audio_waveform: must be of floating point"),
+    ({"audio_waveform": "speech.wav"}, "audio_waveform=str: must be a tensor"),
+    ({"audio_waveform": ["a"]}, "audio_waveform: must be a tensor"),
+    ({"audio_waveform": np.array([object()])}, "audio_waveform: must be a tensor"),
+    ({"audio_waveform": None}, "audio_waveform=NoneType: must be a tensor"),
+    ({"audio_waveform": torch.zeros(9).to_sparse()}, "audio_waveform: must be a plain tensor"),
+    ({"audio_waveform": torch.zeros(9, device="meta")}, "audio_waveform: must be a plain tensor"),
+    ({"kps_sequence": torch.full((2, 3, 2), NAN)}, "kps_sequence: must be finite"),
+    ({"kps_sequence": torch.full((2, 3, 2), 1e30)}, "kps_sequence: must be at most"),
+    ({"kps_sequence": torch.zeros(0, 3, 2)}, "kps_sequence=.0, 3, 2.: must be of shape"),
+    ({"kps_sequence": torch.zeros(7, 5, 2)}, "kps_sequence=.7, 5, 2.: must be of shape"),
+    ({"kps_sequence": torch.zeros(3, 2)}, "kps_sequence=.3, 2.: must be of shape"),
+    ({"kps_sequence": torch.zeros(2, 3, 2, dtype=torch.bool)}, "kps_sequence: must hold real numbers"),
+    ({"kps_sequence": [[[1, 2], [3, 4]], [[1]]]}, "kps_sequence: must be a tensor"),
+    ({"kps_sequence": {}}, "kps_sequence=dict: must be"),
+    ({"latents": torch.zeros(1, 4, 2, 8, 8)}, "latents=.1, 4, 2, 8, 8.: must be of shape"),
+    ({"latents": torch.full((1, 4, NUM_FRAMES, 8, 8), float("inf"))}, "latents: must be finite"),
+    ({"latents": torch.zeros(1, 4, NUM_FRAMES, 8, 8, dtype=torch.int64)}, "latents: must be of floating point"),
+    ({"latents": 3}, "latents=int: must be"),
+    ({"generator": 42}, "generator=int: must be one torch.Generator"),
+    ({"device": "tpu"}, "device=tpu: is no device"),
+    ({"device": 1.5}, "device=1.5: is no device"),
+    ({"options": {"seed": 1}}, "options=dict: must be SamplingOptions"),
+    ({"callback_on_step_end": 3}, "callback_on_step_end=int: must be callable"),
+    ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "callback_on_step_end_tensor_inputs=.*latents"),
+    ({"num_inference_steps": 0}, "num_inference_steps=0: must be 1 to 1000"),
+    ({"num_inference_steps": "2"}, "num_inference_steps=2: must be 1 to 1000"),
+    ({"num_inference_steps": 2.0}, "num_inference_steps=2.0: must be 1 to 1000"),
+    ({"num_inference_steps": True}, "num_inference_steps=True: must be"),
+    ({"windows_per_batch": -1}, "windows_per_batch=-1: must be 1 to"),
+    ({"guidance_scale": NAN}, "guidance_scale=nan: must be 0 to 100"),
+    ({"guidance_scale": None}, "guidance_scale: must be"),
+    ({"guidance": "kps"}, "guidance=kps: must be one of all, audio"),
+    ({"shared_noise": 1.5}, "shared_noise=1.5: must be 0"),
+    ({"shared_noise": NAN}, "shared_noise=nan: must be 0"),
+    ({"denoise_threshold": -1}, "denoise_threshold=-1: must be 0"),
+    ({"median_filter": "yes"}, "median_filter=yes: must be true or false"),
+    ({"seed": -1}, "seed=-1: must be 0"),
+    ({"reference_attention_weight": [1]}, "reference_attention_weight=.1.: must be"),
+    ({"num_pad_audio_frames": 3}, "num_pad_audio_frames=3: makes 14 audio steps"),
+    ({"context_overlap": 4}, "context_overlap=4: must be 0 to 3"),
+    ({"context_frames": 33, "kps_sequence": torch.ones(40, 3, 2)}, "context_frames=33: .* up to 32 frames"),
+    ({"fps": 25.0}, "fps: is no option of the pipeline"),
+    ({"save_gpu_memory": True}, "save_gpu_memory: is no option of the pipeline"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), ERRORS)
 def test_errors(pipe, inputs, change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         latents(pipe, inputs, **change)
+    assert "\n" not in str(caught.value)
+    assert caught.value.field in change
+
+
+def test_broken_pictures_are_errors(pipe, inputs):
+    """Pillow reads a picture when it is used, not when it is opened."""
+    data = io.BytesIO()
+    inputs["reference_image"].save(data, "PNG")
+    broken = Image.open(io.BytesIO(data.getvalue()[:2000]))
+    with pytest.raises(InputError, match="reference_image: cannot be read"):
+        latents(pipe, inputs, reference_image=broken)
+
+
+def test_numbers_arrays_and_lists_are_converted(pipe, inputs):
+    expected = latents(pipe, inputs)
+    kps = inputs["kps_sequence"]
+    same = {
+        "reference_image": np.asarray(inputs["reference_image"]),
+        "audio_waveform": inputs["audio_waveform"].tolist(),
+        "kps_sequence": kps.numpy().astype(">f8"),
+        "num_inference_steps": np.int64(2),
+        "guidance_scale": np.float64(3.5),
+        "context_frames": torch.tensor(4),
+        "height": np.int32(SIZE),
+    }
+    for name, value in same.items():
+        assert torch.equal(latents(pipe, inputs, **{name: value}), expected), name
+    read_only = kps.numpy().copy()
+    read_only.flags.writeable = False
+    assert torch.equal(latents(pipe, inputs, kps_sequence=read_only), expected)
+
+
+def test_options_of_the_table_are_keyword_arguments(pipe, inputs):
+    """A new option is one field of the table, and its use."""
+    given = {name: value for name, value in inputs.items() if name not in SamplingOptions.__dataclass_fields__}
+    options = SamplingOptions(num_inference_steps=2, context_frames=4, context_overlap=2, seed=7)
+    expected = latents(pipe, inputs, seed=7)
+    assert torch.equal(latents(pipe, given, options=options), expected)
+    assert torch.equal(latents(pipe, given, options=SamplingOptions(seed=3), **options.values_at(CALL)), expected)
+    for field in option_fields():
+        if field.metadata["where"] != CALL:
+            with pytest.raises(InputError, match=f"^{field.name}: is no option of the pipeline"):
+                latents(pipe, inputs, **{field.name: field.default})
 
 
 def test_guider_and_vae_must_downsample_alike(pipe):
     from vexpress.models import VKpsGuider
-    from vexpress.pipeline import VExpressPipeline
 
     parts = {**pipe.components, "v_kps_guider": VKpsGuider(out_channels=32, block_out_channels=(8, 8))}
     with pytest.raises(ValueError, match="downsamples by 2, the VAE by 8"):
@@ -204,12 +289,3 @@ def test_frames_that_share_all_noise_and_conditions_are_alike(inputs):
     assert tiny.relative_error(frames, frames[:, :, :1].expand_as(frames)) < 1e-4
     apart = latents(pipe, still, shared_noise=0.0)
     assert tiny.relative_error(apart, apart[:, :, :1].expand_as(apart)) > 1e-1
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("guidance", "kps"), ("shared_noise", 1.5), ("shared_noise", float("nan")), ("denoise_threshold", -1)],
-)
-def test_sampling_out_of_range(pipe, inputs, name, value):
-    with pytest.raises(InputError, match=name):
-        pipe(**{**inputs, name: value})

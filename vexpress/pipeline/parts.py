@@ -91,7 +91,7 @@ class PipelineParts(DiffusionPipeline):
 
         Args:
             folder: the folder; nothing is ever downloaded.
-            kwargs: `torch_dtype`, and parts that are used in place of the folder's, by name: `scheduler`, `vae`, ...;
+            kwargs: `dtype` or `torch_dtype`, and parts that are used in place of the folder's, by name: `scheduler`, `vae`, ...;
                 with a folder of `save_pretrained` all of `DiffusionPipeline.from_pretrained`.
 
         Raises:
@@ -99,9 +99,10 @@ class PipelineParts(DiffusionPipeline):
         """
         if (Path(folder) / "model_index.json").is_file():
             return super().from_pretrained(folder, **{**kwargs, "local_files_only": True})
-        dtype = kwargs.pop("torch_dtype", torch.float32)
+        old_name = kwargs.pop("torch_dtype", torch.float32)
+        dtype = kwargs.pop("dtype", old_name)
         if not isinstance(dtype, torch.dtype):
-            raise InputError("must be a torch.dtype", "torch_dtype", repr(dtype))
+            raise InputError("must be a torch.dtype", "dtype", repr(dtype))
         kwargs.pop("local_files_only", None)  # which is so anyway
         return cls.from_released(ModelPaths.from_model_dir(folder, networks_only=bool(kwargs)), dtype, **kwargs)
 
@@ -150,7 +151,7 @@ class PipelineParts(DiffusionPipeline):
         if kind == "cpu":
             logger.warning("model offloading saves GPU memory, and the pipeline works on the CPU: it stays as it is")
             return
-        super().enable_model_cpu_offload(gpu_id, kind if gpu_id is not None or device is None else device)
+        super().enable_model_cpu_offload(gpu_id, device)
 
     def enable_sequential_cpu_offload(self, *args, **kwargs) -> None:
         """Not supported: a dropped condition reads an output bias without running its layer.
