@@ -9,8 +9,8 @@ import av
 import numpy as np
 
 from vexpress.errors import InputError
-from vexpress.media.container import open_stream
-from vexpress.media.video import EXACT_CONVERSION
+from vexpress.media.container import Clock, open_stream, read_packets
+from vexpress.media.display import to_pixels
 
 # Decoders of FFmpeg that can be told, packet by packet, to leave out frames that no other is predicted from.
 SKIPPING_DECODERS = ("h264", "hevc")
@@ -24,10 +24,12 @@ class _Timeline:
     Attributes:
         shown: (n,) of the frames, rising.
         keyframes: (k 2) of the keyframes, rising: when they are shown, and when they are decoded.
+        can_seek: whether these are the file's own timestamps; where those restart or jump, they say no place.
     """
 
     shown: np.ndarray
     keyframes: np.ndarray
+    can_seek: bool
 
 
 def count_frames(path: str | os.PathLike, field: str = "video") -> int:
@@ -41,7 +43,7 @@ def count_frames(path: str | os.PathLike, field: str = "video") -> int:
         InputError: no such file, or no video in it.
     """
     with open_stream(path, "video", field) as (container, stream):
-        return len(_read_timeline(container, stream).shown)
+        return len(_read_timeline(container, stream, path, field).shown)
 
 
 def read_frames_at(path: str | os.PathLike, frame_ids: Sequence[int], field: str = "video") -> np.ndarray:
@@ -56,28 +58,26 @@ def read_frames_at(path: str | os.PathLike, frame_ids: Sequence[int], field: str
         field: the key or option that gave the path, for the error.
 
     Returns:
-        (n H W 3) uint8 RGB, upright, in the order of `frame_ids`.
+        (n H W 3) uint8 RGB, upright and with square pixels, in the order of `frame_ids`.
 
     Raises:
         InputError: the file cannot be read, or a frame is beyond its end or damaged.
     """
     frame_ids = [int(i) for i in frame_ids]
     with open_stream(path, "video", field) as (container, stream):
-        timeline = _read_timeline(container, stream)
+        timeline = _read_timeline(container, stream, path, field)
         num_frames = len(timeline.shown)
-        if max(frame_ids) >= num_frames:
+        if max(frame_ids, default=0) >= num_frames:
             raise InputError(
                 f"frame {max(frame_ids)} is needed, but {num_frames} frames are there; {VERIFY_ADVICE}", field, path
             )
         stream.thread_type = "NONE"  # a frame of delay per thread costs more than it gains
         wanted = {int(timeline.shown[i]): i for i in frame_ids}
-        keyframe_of = {pts: np.searchsorted(timeline.keyframes[:, 0], pts, side="right") - 1 for pts in wanted}
-        pixels: dict[int, np.ndarray] = {}
-        for keyframe in sorted(set(keyframe_of.values())):
-            group = {pts for pts in wanted if keyframe_of[pts] == keyframe}
-            for frame in _decode(container, stream, timeline.keyframes[: keyframe + 1], group):
-                image = frame.to_ndarray(format="rgb24", interpolation=EXACT_CONVERSION)
-                pixels[wanted[frame.pts]] = np.rot90(image, round(frame.rotation / 90))  # upright, as a player shows it
+        if timeline.can_seek:
+            frames = _decode_near(container, stream, timeline, wanted)
+        else:
+            frames = _decode_from_start(path, field, wanted)
+        pixels = {wanted[frame.pts]: to_pixels(frame, stream) for frame in frames}
     if missing := sorted(set(frame_ids) - set(pixels)):
         raise InputError(f"frames {missing} of {num_frames} are damaged; {VERIFY_ADVICE}", field, path)
     if len(shapes := {image.shape for image in pixels.values()}) > 1:
@@ -85,7 +85,19 @@ def read_frames_at(path: str | os.PathLike, frame_ids: Sequence[int], field: str
     return np.stack([pixels[i] for i in frame_ids])
 
 
-def _read_timeline(container: av.container.InputContainer, stream: av.VideoStream) -> _Timeline:
+def _decode_near(
+    container: av.container.InputContainer, stream: av.VideoStream, timeline: _Timeline, wanted: Collection[int]
+) -> Iterator[av.VideoFrame]:
+    """Yields the frames with the wanted timestamps, each group of near ones from the keyframe before it on."""
+    keyframe_of = {pts: np.searchsorted(timeline.keyframes[:, 0], pts, side="right") - 1 for pts in wanted}
+    for keyframe in sorted(set(keyframe_of.values())):
+        group = {pts for pts in wanted if keyframe_of[pts] == keyframe}
+        yield from _decode(container, stream, timeline.keyframes[: keyframe + 1], group)
+
+
+def _read_timeline(
+    container: av.container.InputContainer, stream: av.VideoStream, path: str | os.PathLike, field: str
+) -> _Timeline:
     """Reads through the packets without decoding.
 
     Frames that the container cuts off are not shown, nor are those before the first keyframe, which no decoder can
@@ -95,9 +107,10 @@ def _read_timeline(container: av.container.InputContainer, stream: av.VideoStrea
         InputError: the timestamps do not tell the order of the frames.
     """
     if container.format.name == "avi" and stream.codec_context.has_b_frames:
-        raise InputError(f"{container.name}: AVI keeps no timestamps of its B-frames; convert the video to MP4")
+        raise InputError("AVI keeps no timestamps of its B-frames; convert the video to MP4", field, path)
     shown, keyframes = set(), set()
-    for packet in _packets(container, stream):
+    clock = Clock()
+    for packet in _with_timestamp(read_packets(container, stream, clock)):
         if packet.is_keyframe:
             keyframes.add((packet.pts, packet.pts if packet.dts is None else packet.dts))
         if not packet.is_discard:
@@ -106,15 +119,29 @@ def _read_timeline(container: av.container.InputContainer, stream: av.VideoStrea
     return _Timeline(
         np.array(sorted(pts for pts in shown if pts >= first), np.int64),
         np.array(sorted(keyframes), np.int64).reshape(-1, 2),
+        clock.is_continuous,
     )
 
 
-def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+def _with_timestamp(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
     """Packets with a timestamp, up to where the file can be read."""
     try:
-        yield from (packet for packet in container.demux(stream) if packet.pts is not None)
+        yield from (packet for packet in packets if packet.pts is not None)
     except av.error.FFmpegError:
         return
+
+
+def _decode_from_start(path: str | os.PathLike, field: str, wanted: Collection[int]) -> Iterator[av.VideoFrame]:
+    """Yields the frames with the wanted timestamps, decoding all up to the last of them."""
+    with open_stream(path, "video", field) as (container, stream):  # seeking back would need timestamps that say places
+        num_left = len(wanted)
+        packets = _with_timestamp(read_packets(container, stream, Clock()))
+        for packet in itertools.chain(packets, [None]):
+            for frame in _wanted_frames(stream.codec_context, packet, wanted):
+                yield frame
+                num_left -= 1
+            if not num_left:
+                return
 
 
 def _decode(
@@ -123,7 +150,7 @@ def _decode(
     """Yields the frames with the wanted timestamps, as far as they can be decoded, from the last of `keyframes` on."""
     for timestamp in keyframes[::-1].flatten():  # MP4 seeks by the time of showing, MPEG-TS by that of decoding
         container.seek(int(timestamp), stream=stream)
-        packets = _packets(container, stream)
+        packets = _with_timestamp(container.demux(stream))
         first = next(packets, None)
         if first is not None and first.is_keyframe and first.pts <= keyframes[-1, 0]:
             break

@@ -12,12 +12,13 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from vexpress.errors import InputError
 from vexpress.files import replacing
 from vexpress.media.audio import Audio
 from vexpress.media.container import decode_frames, file_start_seconds, media_streams, open_stream
+from vexpress.media.display import EXACT_CONVERSION, shown_size, to_pixels, warn_of_hdr
 
 MIN_FPS, MAX_FPS = 0.1, 240
 # Containers round timestamps to a millisecond: a frame that is late by less is on time.
@@ -29,10 +30,6 @@ LAYOUTS = {1: "mono", 2: "stereo"}
 AAC_BITS_PER_SECOND = 192_000
 # The format's own limit, 6144 bits per channel in a frame of 1024 samples; beyond it FFmpeg warns.
 AAC_BITS_PER_SAMPLE = 6
-# FFmpeg's default conversion between RGB and YUV darkens by 1.2 levels and has 2.5 times the error of this one.
-EXACT_CONVERSION = (
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-)
 # With AVX-512, unless the width is a multiple of 128 or so, x264 reads memory that nobody has written: the same frames
 # make another file each time. With AVX2 they make the same one.
 REPRODUCIBLE = {"x264-params": "asm=AVX2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
@@ -40,7 +37,10 @@ REPRODUCIBLE = {"x264-params": "asm=AVX2"} if torch.backends.cpu.get_cpu_capabil
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds. Width and height are in pixels, as shown: after the rotation of phones."""
+    """What a video file holds, by its header and first frame.
+
+    Width and height are in px as shown: with square pixels, after the rotation of phones.
+    """
 
     width: int
     height: int
@@ -69,16 +69,14 @@ def probe_video(path: str | os.PathLike, field: str = "video_path") -> VideoInfo
             ends = [(packet.pts + (packet.duration or 0)) * packet.time_base for packet in packets]
             duration = max(ends, default=1 / fps) - file_start_seconds(container)
         has_audio = any(other.type == "audio" for other in media_streams(container))
-        height, width = frame.height, frame.width
-        if _num_quarter_turns(frame) % 2:
-            height, width = width, height
-        return VideoInfo(width, height, fps, float(duration), has_audio)
+        return VideoInfo(*shown_size(frame, stream), fps, float(duration), has_audio)
 
 
 def read_frames(path: str | os.PathLike, field: str = "video_path") -> Iterator[tuple[float, np.ndarray]]:
-    """Decodes a video lazily in the order in which it is shown, upright as a player shows it.
+    """Decodes a video lazily in the order in which it is shown, as a player shows it: upright, with square pixels.
 
-    Damaged parts are skipped with a warning.
+    Damaged parts are skipped with a warning. Where timestamps restart or jump, see `vexpress.media.container.Clock`.
+    A picture that starts a part of a frame later than the sound is taken for on time, to the nearest whole frame.
 
     Yields:
         Seconds since the start of the file, and the frame: (H W 3) uint8 RGB.
@@ -89,11 +87,14 @@ def read_frames(path: str | os.PathLike, field: str = "video_path") -> Iterator[
     with open_stream(path, "video", field) as (container, stream):
         stream.thread_type = "AUTO"
         file_start, fps = file_start_seconds(container), _stream_fps(stream)
-        index = -1
+        index, shift = -1, 0.0
         for index, frame in enumerate(decode_frames(container, stream, path)):
-            seconds = index / fps if frame.time is None else frame.time - file_start
-            pixels = frame.to_ndarray(format="rgb24", interpolation=EXACT_CONVERSION)
-            yield float(seconds), np.ascontiguousarray(np.rot90(pixels, _num_quarter_turns(frame)))
+            seconds = index / (fps or 1) if frame.time is None else frame.time - file_start
+            if index == 0:
+                warn_of_hdr(frame, path)
+                if fps and fps <= MAX_FPS:
+                    shift = round(seconds * fps) / fps - seconds
+            yield float(seconds + shift), to_pixels(frame, stream)
         if index < 0:
             raise InputError(f"no frame of the video can be decoded; give a whole video in `{field}`", field, path)
 
@@ -102,11 +103,6 @@ def _stream_fps(stream: av.VideoStream) -> Fraction | None:
     """The guessed rate holds where a lost frame bends the average, but is the clock's rate for some files."""
     rates = [rate for rate in (stream.guessed_rate, stream.average_rate) if rate]
     return next((rate for rate in rates if rate <= MAX_FPS), rates[0] if rates else None)
-
-
-def _num_quarter_turns(frame: av.VideoFrame) -> int:
-    """Counter-clockwise turns that set the frame upright; phones store them beside the pixels."""
-    return round(frame.rotation / 90)
 
 
 def constant_rate(frames: Iterable[tuple[float, np.ndarray]], fps: Fraction | float | int) -> Iterator[np.ndarray]:
