@@ -1,16 +1,26 @@
-"""What an ablation tells: figures of training variants with intervals, their differences, and a reading in words."""
+"""The report of the ablation: figures of variants with intervals, their differences, and what these say in words."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from scripts.demo.ablation_variants import (
+    FULL,
+    PLAIN,
+    SHORTCUT,
+    VARIANT_TITLES,
+    VARIANTS,
+    AblationSettings,
+    build_configs,
+    frames_seen,
+)
 from vexpress.evaluation.bootstrap import CONFIDENCE, Estimate
 from vexpress.files import replacing
 
 NUM_RESAMPLES = 4000
-FULL, PLAIN, SHORTCUT = "full", "plain", "shortcut"
 FIGURES = {
     "aperture_r": "aperture r",
     "swapped": "swapped speech",
@@ -22,7 +32,10 @@ FIGURES = {
 READ = ("aperture_r", "swapped")
 """Those that say whether speech drives the mouth; the reading and the picture are about them, and more is better."""
 NOTHING_SHOWN = "no difference shown"
-DPI = 110
+FIGURE_DPI = 110
+FIGURE_NAME = "ablation.png"
+FIRST_MARK, LAST_MARK = "<!-- results: written by scripts/demo/ablation.py -->", "<!-- end of results -->"
+"""The lines of a document between which the results stand."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +107,13 @@ def format_estimate(estimate: Estimate, signed: bool = False) -> str:
     return value if estimate.low is None else f"{value} ({estimate.low:{style}} to {estimate.high:{style}})"
 
 
-def format_tables(results: Sequence[Result], titles: Mapping[str, str]) -> list[str]:
-    """Lines of Markdown: a table per kind of data, a row per variant of `titles` (key -> title) that has results."""
+def format_tables(results: Sequence[Result]) -> list[str]:
+    """Lines of Markdown: a table per kind of data, a row per variant that has results."""
     lines = []
     for kind in _kinds(results):
         lines += [f"Trained on {kind} data:", "", f"| variant | seeds | {' | '.join(FIGURES.values())} |"]
         lines += ["|---" * (len(FIGURES) + 2) + "|"]
-        for variant, title in titles.items():
+        for variant, title in VARIANT_TITLES.items():
             values = {key: gather(results, kind, variant, key) for key in FIGURES}
             if num_seeds := len(values["aperture_r"]):
                 cells = [format_estimate(estimate_crossed(np.stack(list(found.values())))) for found in values.values()]
@@ -109,7 +122,7 @@ def format_tables(results: Sequence[Result], titles: Mapping[str, str]) -> list[
     return lines
 
 
-def read_results(results: Sequence[Result], titles: Mapping[str, str]) -> list[str]:
+def read_results(results: Sequence[Result]) -> list[str]:
     """Says in words what the intervals allow to say: lines of Markdown."""
     if not any(result.variant == FULL for result in results):
         return ["The full recipe is not among the results, so that there is nothing to compare with."]
@@ -124,8 +137,8 @@ def read_results(results: Sequence[Result], titles: Mapping[str, str]) -> list[s
         return f"{format_estimate(estimate, signed=True)}, {words}"
 
     for figure in READ:
-        lines += [f"{FIGURES[figure]}, difference to the {titles[FULL]}:", ""]
-        for variant in titles:
+        lines += [f"{FIGURES[figure]}, difference to the {VARIANT_TITLES[FULL]}:", ""]
+        for variant in VARIANTS:
             parts = []
             for kind in _kinds(results):
                 own, full = (gather(results, kind, name, figure) for name in (variant, FULL))
@@ -133,12 +146,12 @@ def read_results(results: Sequence[Result], titles: Mapping[str, str]) -> list[s
                     parts.append(f"{kind} data {told(difference)}")
             if variant != FULL and (more := estimate_interaction(results, variant, figure)):
                 parts.append(f"{SHORTCUT} minus {PLAIN} {told(more)}")
-            lines += [f"- {titles[variant]}: {'; '.join(parts)}"] if parts else []
+            lines += [f"- {VARIANT_TITLES[variant]}: {'; '.join(parts)}"] if parts else []
         if lines[-1] == "":
             lines += ["- no other variant has been measured"]
         leaked, clean = (gather(results, kind, FULL, figure) for kind in (SHORTCUT, PLAIN))
         if cost := estimate_difference(leaked, clean):
-            lines += ["", f"What the leak does to the {titles[FULL]} itself: {told(cost)}."]
+            lines += ["", f"What the leak does to the {VARIANT_TITLES[FULL]} itself: {told(cost)}."]
         lines.append("")
     num_told = sum(map(excludes_zero, compared))
     lines.append(
@@ -150,14 +163,14 @@ def read_results(results: Sequence[Result], titles: Mapping[str, str]) -> list[s
     return lines
 
 
-def render_figure(path: Path, results: Sequence[Result], titles: Mapping[str, str]) -> None:
+def render_figure(path: Path, results: Sequence[Result]) -> None:
     """Plots the figures of `READ` per variant and kind of data: mean, interval, and a small dot per seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     kinds = _kinds(results)
-    shown = [variant for variant in titles if any(result.variant == variant for result in results)]
-    picture = Figure(figsize=(10, 1.6 + 0.45 * len(shown)), dpi=DPI, layout="constrained")
+    shown = [variant for variant in VARIANTS if any(result.variant == variant for result in results)]
+    picture = Figure(figsize=(10, 1.6 + 0.45 * len(shown)), dpi=FIGURE_DPI, layout="constrained")
     FigureCanvasAgg(picture)
     for axis, figure in zip(picture.subplots(1, len(READ), sharey=True), READ):
         for number, kind in enumerate(kinds):
@@ -174,11 +187,42 @@ def render_figure(path: Path, results: Sequence[Result], titles: Mapping[str, st
             axis.plot([], [], "o-", color=colour, label=f"{kind} data")
         axis.axvline(0, color="0.7", linewidth=0.8)
         axis.set_xlabel(f"{FIGURES[figure]}, {CONFIDENCE:.0%} interval; black: each seed")
-        axis.set_yticks(range(len(shown)), [titles[variant] for variant in shown])
+        axis.set_yticks(range(len(shown)), [VARIANT_TITLES[variant] for variant in shown])
     axis.invert_yaxis()
     axis.legend(fontsize=8)
     with replacing(path) as temporary:
         picture.savefig(temporary)
+
+
+def format_report(results: Sequence[Result], settings: AblationSettings) -> str:
+    """The results in Markdown, for a file beside the figure."""
+    recipe = build_configs(VARIANTS[FULL], PLAIN, 0, settings)
+    seeds = sorted({result.seed for result in results})
+    num_clips = len(results[0].figures["aperture_r"])
+    lines = [
+        f"Every model learned from {frames_seen(recipe):,} frames ({settings.scale:g} of the updates in "
+        f"`{settings.config_dir}`), seeds {', '.join(map(str, seeds))}; measured on {num_clips} clips of "
+        f"{settings.num_frames} frames from `{settings.test_dir}`; means with 95 % intervals over clips and seeds.",
+        "",
+        *format_tables(results),
+        f"![Results]({FIGURE_NAME})",
+        "",
+        *read_results(results),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_report(path: Path, text: str, results: Sequence[Result]) -> None:
+    """Writes text, figure and the numbers behind both; an existing file with marks is changed between them only."""
+    if path.exists() and FIRST_MARK in (old := path.read_text(encoding="utf-8")):
+        before, rest = old.split(FIRST_MARK)
+        text = f"{before}{FIRST_MARK}\n\n{text}\n{LAST_MARK}{rest.split(LAST_MARK)[1]}"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    render_figure(path.parent / FIGURE_NAME, results)
+    with replacing(path.with_suffix(".json")) as temporary:
+        rows = ",\n".join(json.dumps(asdict(result)) for result in results)  # a model per line
+        temporary.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
 
 
 def _kinds(results: Sequence[Result]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the ablation compares: ways to train the demo model, their configurations, and how their clips are made."""
+"""What the ablation compares: ways to train the demo model, their configurations, and how test clips are made."""
 
 import copy
 import functools
@@ -7,14 +7,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from scripts.demo.ablation_report import FULL, SHORTCUT
 from scripts.demo.shortcut_dataset import NOSE_SHIFT
+from vexpress.options import STAGES
 from vexpress.training.config import TrainConfig, load_config
 
-STAGES = ("stage_1", "stage_2", "stage_3")
+FULL, PLAIN, SHORTCUT = "full", "plain", "shortcut"
+"""Key of the recipe itself among `VARIANTS`; the two kinds of training data."""
 WITH_AUDIO = STAGES[1:]
-SAMPLING = {
+CLIP_SAMPLING = {
     "num_inference_steps": 6,
     "guidance": "audio",
     "guidance_scale": 2.0,
@@ -22,7 +24,7 @@ SAMPLING = {
     "reference_attention_weight": 1.0,
     "audio_attention_weight": 1.0,
 }
-"""How test clips are made: arguments of the pipeline. Not the demo pack's, so that tuning it leaves results valid."""
+"""How test clips are made. Not the demo pack's sampling, so that tuning that one leaves results valid."""
 
 
 def changed(stages: Sequence[str], *overrides: str) -> dict[str, tuple[str, ...]]:
@@ -70,21 +72,21 @@ VARIANTS = {
     "no_context": Variant("audio of 1 frame", changed(WITH_AUDIO, "data.num_padding_audio_frames=0")),
     "motion_loss": Variant("loss on motion, too", changed(WITH_AUDIO, "motion_loss_weight=2.0")),  # not the paper's
 }
-TITLES = {name: variant.title for name, variant in VARIANTS.items()}
+VARIANT_TITLES = {name: variant.title for name, variant in VARIANTS.items()}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What holds for all variants.
+class AblationSettings:
+    """What all variants have in common.
 
     Attributes:
         config_dir: folder of stage_1.yaml, stage_2.yaml and stage_3.yaml.
-        output_dir: for all that is written.
+        output_dir: folder for everything that is written.
         scale: share of the recipe's updates that is trained.
         test_dir: drawn dataset that is measured on; none of its conditions leaks.
-        num_clips: of the test set that are measured.
-        num_frames: of each.
-        num_inference_steps: to make them.
+        num_clips: clips of it that are measured.
+        num_frames: frames of each clip.
+        num_inference_steps: denoising steps for each clip.
     """
 
     config_dir: Path
@@ -93,7 +95,7 @@ class Settings:
     test_dir: Path
     num_clips: int
     num_frames: int
-    num_inference_steps: int = SAMPLING["num_inference_steps"]
+    num_inference_steps: int = CLIP_SAMPLING["num_inference_steps"]
 
 
 load_config_once = functools.cache(load_config)  # a report asks for dozens of configurations
@@ -109,7 +111,7 @@ def frames_seen(configs: dict[str, TrainConfig]) -> int:
     return sum(config.solver.max_train_steps * frames_per_update(config) for config in configs.values())
 
 
-def build_configs(variant: Variant, data_kind: str, seed: int, settings: Settings) -> dict[str, TrainConfig]:
+def build_configs(variant: Variant, data_kind: str, seed: int, settings: AblationSettings) -> dict[str, TrainConfig]:
     """Stage -> its configuration. A run's folder is named by all that it depends on, so that variants share stages.
 
     Raises:
@@ -146,16 +148,16 @@ def build_configs(variant: Variant, data_kind: str, seed: int, settings: Setting
     return configs
 
 
-def leaking_dir(number: int, settings: Settings) -> Path:
+def leaking_dir(number: int, settings: AblationSettings) -> Path:
     """Where the leaking copy of the recipe's dataset of this number lies; the name tells how strong the leak is."""
     return settings.output_dir / SHORTCUT / f"{number}_nose_{NOSE_SHIFT}"
 
 
-def digest_of(text: str, settings: Settings) -> str:
+def digest_of(text: str, settings: AblationSettings) -> str:
     """Names a text, wherever the output folder lies."""
     return hashlib.sha256(text.replace(str(settings.output_dir), "").encode()).hexdigest()[:10]
 
 
-def sampling(settings: Settings) -> dict:
-    """Arguments of the pipeline."""
-    return SAMPLING | {"num_inference_steps": settings.num_inference_steps}
+def clip_sampling(settings: AblationSettings) -> dict[str, Any]:
+    """How test clips are made: values of `SamplingOptions`."""
+    return CLIP_SAMPLING | {"num_inference_steps": settings.num_inference_steps}

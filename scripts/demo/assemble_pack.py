@@ -1,6 +1,6 @@
 """Puts the demo pack together: networks in half precision, examples, held-out clips; then checks its size.
 
-    python scripts/demo/assemble_pack.py --work_dir runs/demo --pack_dir vexpress/demo_pack
+    python -m scripts.demo.assemble_pack --work_dir runs/demo --pack_dir vexpress/demo_pack
 
 `--work_dir` is what build_demo_pack.sh has filled. The driving keypoints come from the pack's own face networks.
 """
@@ -21,10 +21,9 @@ from scripts.demo.drawn_faces import render_frame
 from scripts.demo.drawn_people import mouth_from_speech, random_motion, random_person
 from scripts.demo.make_drawn_dataset import SAMPLING_RATE_HZ, speak
 from vexpress.cli.parser import ArgumentParser
-from vexpress.cli.program import run_program
+from vexpress.cli.program import run_program, set_up_logging
 from vexpress.errors import InputError
 from vexpress.files import replacing
-from vexpress.logs import set_up_logging
 from vexpress.media.audio import Audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.keypoints import KpsSequence, save_kps

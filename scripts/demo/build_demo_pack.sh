@@ -33,30 +33,30 @@ part() { # part NAME COMMAND...: runs a part once
     echo "$((SECONDS - started)) s" >"$work/done/$name"
 }
 
-part data "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/data" --split train --num_clips 300
-part silence "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/silence" --split train --silent \
+part data "$python" -m scripts.demo.make_drawn_dataset --output_dir "$work/data" --split train --num_clips 300
+part silence "$python" -m scripts.demo.make_drawn_dataset --output_dir "$work/silence" --split train --silent \
     --num_clips 24 --seed 3
-part heldout "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/heldout" --split heldout --num_clips 32
-part heldout_pack "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/heldout_pack" \
+part heldout "$python" -m scripts.demo.make_drawn_dataset --output_dir "$work/heldout" --split heldout --num_clips 32
+part heldout_pack "$python" -m scripts.demo.make_drawn_dataset --output_dir "$work/heldout_pack" \
     --split heldout --num_clips 10 --seconds 2 --seed 1 --size 96
-part heldout_choice "$python" scripts/demo/make_drawn_dataset.py --output_dir "$work/heldout_choice" \
+part heldout_choice "$python" -m scripts.demo.make_drawn_dataset --output_dir "$work/heldout_choice" \
     --split heldout --num_clips 16 --seconds 2 --seed 2 --size 96 # to choose the sampling by
 
 audio_and_faces() {
-    part audio_encoder "$python" scripts/demo/train_audio_encoder.py \
+    part audio_encoder "$python" -m scripts.demo.train_audio_encoder \
         --data_dir "$work/data" --heldout_dir "$work/heldout" --output_dir "$work/audio_encoder" || return 1
     for split in data silence heldout heldout_pack; do
         part "audio_embeds_$split" "$python" scripts/prepare_dataset/extract_audio_embeddings.py \
             --meta_path "$work/$split/metadata.json" --audio_encoder_path "$work/audio_encoder" || return 1
     done
-    part face_networks "$python" scripts/demo/train_face_networks.py --output_dir "$work/insightface_models" || return 1
-    part metric_networks "$python" scripts/demo/train_metric_networks.py \
+    part face_networks "$python" -m scripts.demo.train_face_networks --output_dir "$work/insightface_models" || return 1
+    part metric_networks "$python" -m scripts.demo.train_metric_networks \
         --data_dir "$work/data" --output_dir "$work/evaluation_networks"
 }
 
 audio_and_faces &
 side=$!
-part vae "$python" scripts/demo/train_vae.py --output_dir "$work/vae" &
+part vae "$python" -m scripts.demo.train_vae --output_dir "$work/vae" &
 vae=$!
 
 # The stages need latents, which are final when the autoencoder's first phase ends, and the audio states.
@@ -77,10 +77,10 @@ wait "$vae"
 wait "$side"
 # Both cores are free now: two processes of one sample each make the updates that one of two samples makes.
 HOST_GPU_NUM=2 part stage_3 ./train_stage.sh training_configs/demo/stage_3.yaml data.train_bs=1
-part assemble "$python" scripts/demo/assemble_pack.py --work_dir "$work" --pack_dir "$pack"
-part measure "$python" scripts/demo/measure_pack.py --model_dir "$pack" --num_clips 8 --output_path "$pack/figures.json"
+part assemble "$python" -m scripts.demo.assemble_pack --work_dir "$work" --pack_dir "$pack"
+part measure "$python" -m scripts.demo.measure_pack --model_dir "$pack" --num_clips 8 --output_path "$pack/figures.json"
 part demo "$python" inference.py --model_dir "$pack" --output_path "$work/demo.mp4" --contact_sheet_path docs/demo.png
-part gif "$python" scripts/demo/video_to_gif.py --video_path "$work/demo.mp4" --output_path docs/demo.gif
+part gif "$python" -m scripts.demo.video_to_gif --video_path "$work/demo.mp4" --output_path docs/demo.gif
 for file in "$work"/done/*; do
     printf '%-24s %s\n' "$(basename "$file")" "$(cat "$file")"
 done

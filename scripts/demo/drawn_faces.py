@@ -26,6 +26,7 @@ SHIFT_BITS = 4  # of OpenCV's coordinates, for sixteenths of a pixel
 FACE_HALF_WIDTH = 0.25  # of the head at scale 1, as a share of the picture's width
 EYE_X, EYE_Y, NOSE_Y, MOUTH_Y, CHIN_Y, SKULL_Y = 0.43, -0.08, 0.34, 0.72, 1.22, -1.3
 LID_HEIGHT = 0.13
+PROBE_PX = 1  # around a probe, that is compared
 LARGEST_APERTURE = 0.42  # height of the opening at aperture 1
 MOUTH_HALF_WIDTH = (0.27, 0.47)  # at width 0 and 1
 
@@ -142,6 +143,15 @@ def face_info(frames: list[DrawnFrame]) -> FaceInfo:
         landmark_2d_106=np.stack([frame.landmarks for frame in frames]),
         det_score=np.ones(len(frames), np.float32),
     )
+
+
+def probe_errors(pixels: np.ndarray, true: np.ndarray, probes: np.ndarray) -> np.ndarray:
+    """(3) mean absolute difference of two pictures (H W 3) around the probes (3 2) px: skin, hair and background."""
+    spots = [
+        (slice(y - PROBE_PX, y + PROBE_PX + 1), slice(x - PROBE_PX, x + PROBE_PX + 1))
+        for x, y in np.rint(probes).astype(int)
+    ]
+    return np.array([np.abs(pixels[spot].mean((0, 1)) - true[spot].mean((0, 1))).mean() for spot in spots])
 
 
 def _head_outline(jaw: float, aperture: float) -> np.ndarray:

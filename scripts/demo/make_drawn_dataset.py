@@ -1,7 +1,7 @@
 """Makes a dataset of drawn talking faces: speech by espeak-ng, and portraits whose mouths follow it.
 
     apt-get install espeak-ng
-    python scripts/demo/make_drawn_dataset.py --output_dir runs/demo/data --split train --num_clips 400
+    python -m scripts.demo.make_drawn_dataset --output_dir runs/demo/data --split train --num_clips 400
 
 The result is a dataset as scripts/prepare_dataset writes it, without audio embeds (extract_audio_embeddings.py adds
 those), with exact face info, and with `labels/*.npz`: `mouth` (f 2), aperture and width, and `probes` (f 3 2) px, where

@@ -1,4 +1,4 @@
-"""Drawn data in which the strong conditions give the mouth away, as they do in real video; for scripts/ablation.py.
+"""Drawn data in which the strong conditions give the mouth away, as they do in real video; for the ablation.
 
 Two leaks, which the clips themselves do not have: the reference is the frame next to those that are learned, and the
 nose's keypoint goes down a little as the mouth opens.

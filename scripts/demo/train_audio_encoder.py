@@ -1,6 +1,6 @@
 """Trains the demo pack's audio encoder, a small wav2vec2, to tell the spectrum of speech.
 
-    python scripts/demo/train_audio_encoder.py --data_dir runs/demo/data --heldout_dir runs/demo/heldout \\
+    python -m scripts.demo.train_audio_encoder --data_dir runs/demo/data --heldout_dir runs/demo/heldout \\
         --output_dir runs/demo/audio_encoder
 
 It learns log-mel spectra, never what a mouth does: `labels` serve only to report, at the end, how well a linear probe
@@ -21,9 +21,8 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from vexpress.audio_features import audio_windows, encode_audio, step_samples
 from vexpress.cli.parser import ArgumentParser
-from vexpress.cli.program import run_program
+from vexpress.cli.program import run_program, set_up_logging
 from vexpress.files import replacing
-from vexpress.logs import set_up_logging
 from vexpress.media.audio import load_audio
 
 logger = logging.getLogger("train_audio_encoder")

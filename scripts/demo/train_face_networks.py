@@ -1,6 +1,6 @@
 """Trains small face networks (detection, 106 landmarks, recognition) on drawn faces, and measures them in insightface.
 
-    python scripts/demo/train_face_networks.py --output_dir runs/demo/insightface_models
+    python -m scripts.demo.train_face_networks --output_dir runs/demo/insightface_models
 
 Half of the people have natural colours and half any. The same command goes on where it was cut off, from `states/`.
 Writes models/buffalo_l/*.onnx, the detector's after every save, and report.json.
@@ -35,10 +35,9 @@ from scripts.demo.face_pictures import (
 )
 from scripts.demo.measure_face_networks import measure
 from vexpress.cli.parser import ArgumentParser
-from vexpress.cli.program import run_program
+from vexpress.cli.program import run_program, set_up_logging
 from vexpress.errors import InputError
 from vexpress.files import replacing
-from vexpress.logs import set_up_logging
 
 logger = logging.getLogger("train_face_networks")
 

@@ -1,6 +1,6 @@
 """Trains the small networks by which the demo pack measures drawn faces: features for FID and FVD, and a SyncNet.
 
-    python scripts/demo/train_metric_networks.py --data_dir runs/demo/data --output_dir runs/demo/evaluation_networks
+    python -m scripts.demo.train_metric_networks --data_dir runs/demo/data --output_dir runs/demo/evaluation_networks
 
 Writes fid.pt, fvd.pt (TorchScript with the released detectors' interfaces), syncnet.safetensors, syncnet.json and
 report.json. The same command goes on where it was cut off, from `states/`, which goes when all is done.
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from scripts.demo.drawn_faces import render_frame
 from scripts.demo.drawn_people import HAIR_STYLES, random_motion, random_person
 from vexpress.cli.parser import ArgumentParser
-from vexpress.cli.program import run_program
+from vexpress.cli.program import run_program, set_up_logging
 from vexpress.data.formats import load_face_info, load_metadata
 from vexpress.errors import InputError
 from vexpress.evaluation.clips import read_clip
@@ -52,7 +52,6 @@ from vexpress.evaluation.syncnet import (
     score_sync,
 )
 from vexpress.files import replacing
-from vexpress.logs import set_up_logging
 from vexpress.media.audio import load_audio
 
 logger = logging.getLogger("train_metric_networks")

@@ -1,6 +1,6 @@
 """Trains the demo pack's image autoencoder on drawn faces, which it renders as it goes.
 
-    python scripts/demo/train_vae.py --output_dir runs/demo/vae
+    python -m scripts.demo.train_vae --output_dir runs/demo/vae
 
 Two phases: encoder and decoder together, mostly on crops around the face, which are cheap; then the decoder alone on
 whole pictures, so that latents are final when the first phase ends (`joint/`) and the networks that work on them can
@@ -22,10 +22,9 @@ from torch import Tensor
 from scripts.demo.drawn_faces import DrawnFrame, render_frame
 from scripts.demo.drawn_people import random_motion, random_person
 from vexpress.cli.parser import ArgumentParser
-from vexpress.cli.program import run_program
+from vexpress.cli.program import run_program, set_up_logging
 from vexpress.data.transforms import lip_mask_box
 from vexpress.files import replacing
-from vexpress.logs import set_up_logging
 from vexpress.training.muon import Muon
 
 logger = logging.getLogger("train_vae")

@@ -1,6 +1,6 @@
 """Turns a short video into a GIF for a README.
 
-python scripts/demo/video_to_gif.py --video_path output/demo.mp4 --output_path docs/demo.gif
+python -m scripts.demo.video_to_gif --video_path output/demo.mp4 --output_path docs/demo.gif
 """
 
 import sys

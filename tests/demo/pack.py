@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.demo.measure_pack import Clip, load_clips, load_options
+from scripts.demo.heldout_clips import HeldoutClip, load_heldout_clips
+from scripts.demo.measure_pack import NUM_FRAMES, load_options
+from vexpress.options import SamplingOptions
 from vexpress.pipeline import VExpressPipeline
 
 PACK_DIR = Path(__file__).parents[2] / "vexpress" / "demo_pack"
-NUM_FRAMES = 48
 
 
 def load_pipeline(dtype: torch.dtype = torch.float32) -> VExpressPipeline:
@@ -24,11 +25,11 @@ def pipeline() -> VExpressPipeline:
 
 
 @pytest.fixture(scope="module")
-def options() -> dict:
+def options() -> SamplingOptions:
     """What the pack asks for, as inference.py would."""
     return load_options(PACK_DIR)
 
 
 @pytest.fixture(scope="module")
-def clips() -> list[Clip]:
-    return load_clips(PACK_DIR / "heldout", NUM_FRAMES)
+def clips() -> list[HeldoutClip]:
+    return load_heldout_clips(PACK_DIR / "heldout", NUM_FRAMES)

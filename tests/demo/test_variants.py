@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts.demo.measure_pack import follow, generate, load_clips
+from scripts.demo.clip_figures import follow
+from scripts.demo.heldout_clips import load_heldout_clips, regenerate
 from tests.demo.pack import PACK_DIR, load_pipeline, options, pipeline  # noqa: F401
 from vexpress.cli import generate as inference
 from vexpress.cli.program import run_program
-from vexpress.media.keypoints import RETARGET_STRATEGIES, load_kps
+from vexpress.media.keypoints import load_kps
 from vexpress.media.video import probe_video, read_frames
+from vexpress.options import RETARGET_STRATEGIES
 
 ROOT = Path(__file__).parents[2]
 MOST_BYTES = 25 * 10**6
@@ -29,9 +31,9 @@ def test_size():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(pipeline, options, dtype):  # noqa: F811
     """With few steps and no guidance: half precision takes a CPU ten times as long."""
-    [clip] = load_clips(PACK_DIR / "heldout", 24)[2:3]
-    few = {**options, "num_inference_steps": 4, "guidance_scale": 1.0}
-    whole, half = (follow([generate(maker, clip, **few)], [clip])[0] for maker in (pipeline, load_pipeline(dtype)))
+    [clip] = load_heldout_clips(PACK_DIR / "heldout", 24)[2:3]
+    few = options.changed(num_inference_steps=4, guidance_scale=1.0)
+    whole, half = (follow([regenerate(maker, clip, few)], [clip])[0] for maker in (pipeline, load_pipeline(dtype)))
     np.testing.assert_allclose(half, whole, atol=0.03)
 
 

@@ -10,24 +10,25 @@ import pytest
 import torch
 import yaml
 
-from scripts.demo import ablation as program
-from scripts.demo import make_drawn_dataset
+from scripts.demo import ablation, ablation_runs, make_drawn_dataset
 from scripts.demo.ablation_report import (
     FIGURES,
-    FULL,
-    PLAIN,
-    SHORTCUT,
+    FIRST_MARK,
+    LAST_MARK,
     Result,
     estimate_crossed,
     estimate_interaction,
     excludes_zero,
     format_tables,
     read_results,
+    write_report,
 )
 from scripts.demo.ablation_variants import (
-    STAGES,
+    FULL,
+    PLAIN,
+    SHORTCUT,
     VARIANTS,
-    Settings,
+    AblationSettings,
     build_configs,
     frames_per_update,
     frames_seen,
@@ -41,11 +42,12 @@ from vexpress.data.dataset import TalkingFaceDataset
 from vexpress.data.formats import load_face_info, load_metadata, save_audio_embeds
 from vexpress.errors import InputError
 from vexpress.media.audio import load_audio
+from vexpress.options import STAGES
 from vexpress.training.config import differing_keys
 
 SIZE_PX, FPS, NUM_FRAMES = 64, 25, 40
 ROOT = Path(__file__).parents[3]
-RECIPE = Settings(ROOT / "training_configs" / "ablation", Path("runs/ablation"), 1.0, Path("heldout"), 10, 48)
+RECIPE = AblationSettings(ROOT / "training_configs" / "ablation", Path("runs/ablation"), 1.0, Path("heldout"), 10, 48)
 DROPPED = {"data.kps_drop_rate", "data.reference_drop_rate"}
 CHANGED = {
     "no_dropout": dict.fromkeys(STAGES, DROPPED),
@@ -124,9 +126,9 @@ def test_all_at_once_trains_all_for_the_whole_budget():
 )
 def test_what_nothing_is_left_of_is_not_trained(name, stages, monkeypatch):
     trained = []
-    monkeypatch.setattr(program, "train_stage", lambda config, kind: trained.append(config.train_stage))
+    monkeypatch.setattr(ablation_runs, "train_stage", lambda config, kind: trained.append(config.train_stage))
     configs = build_configs(VARIANTS[name], PLAIN, 0, RECIPE)
-    assert str(program.train_variant(VARIANTS[name], configs, PLAIN)) == f"{configs['stage_3'].output_dir}/export"
+    assert str(ablation_runs.train_variant(VARIANTS[name], configs, PLAIN)) == f"{configs['stage_3'].output_dir}/export"
     assert tuple(trained) == stages
 
 
@@ -211,7 +213,7 @@ def test_differences_are_read_and_only_those():
     gains = {(PLAIN, FULL): 0, (SHORTCUT, FULL): -0.1, (PLAIN, "no_dropout"): 0.0, (SHORTCUT, "no_dropout"): -0.3}
     gains |= {(PLAIN, "even_loss"): 0.05, (SHORTCUT, "even_loss"): -0.05}
     results = made_up(gains)
-    lines = read_results(results, program.TITLES)
+    lines = read_results(results)
     [dropout, _] = [line for line in lines if line.startswith("- no conditional dropout")]
     plain, shortcut, more = dropout.split("; ")
     assert plain.endswith("no difference shown")
@@ -221,7 +223,7 @@ def test_differences_are_read_and_only_those():
     assert any(line.startswith("What the leak does to the full recipe itself: -0.10") for line in lines)
     assert lines[-1].startswith("10 of 14 intervals exclude zero; by chance alone, about 0.7 would")
     assert math.isclose(estimate_interaction(results, "no_dropout", "swapped").value, -0.2, abs_tol=0.02)
-    table = format_tables(results, program.TITLES)
+    table = format_tables(results)
     assert sum(line.startswith("| no conditional dropout | 2 |") for line in table) == 2
     assert not any("all at once" in line for line in table)
 
@@ -234,7 +236,7 @@ def test_seeds_that_contradict_show_nothing():
 
 
 def test_without_the_full_recipe_nothing_is_claimed():
-    [line] = read_results(made_up({(PLAIN, "reset"): 0}), program.TITLES)
+    [line] = read_results(made_up({(PLAIN, "reset"): 0}))
     assert "nothing to compare with" in line
 
 
@@ -275,10 +277,10 @@ def test_the_program_trains_measures_reports_and_goes_on(drawn, config_dir, tmp_
     arguments = ["--quick", "--scale", "0.005", "--config_dir", str(config_dir), "--test_dir", str(drawn / "test")]
     arguments += ["--output_dir", str(tmp_path), "--seeds", "0", "--variants", FULL, "all_at_once"]
     with monkeypatch.context() as patch:  # cut off before the last model is measured
-        measure, calls = program.measure_export, iter(range(3))
-        patch.setattr(program, "measure_export", lambda *given: next(calls) is not None and measure(*given))
+        measure, calls = ablation.measure_export, iter(range(3))
+        patch.setattr(ablation, "measure_export", lambda *given: next(calls) is not None and measure(*given))
         with pytest.raises(StopIteration):
-            program.main(arguments)
+            ablation.main(arguments)
     assert len(list((tmp_path / "results").iterdir())) == 3
     runs = {path.name.rsplit("_", 1)[0] for path in (tmp_path / "runs" / "shortcut_seed0").iterdir()}
     assert runs == {"stage_1", "stage_2", "stage_3"}
@@ -286,8 +288,8 @@ def test_the_program_trains_measures_reports_and_goes_on(drawn, config_dir, tmp_
     assert num_exports == 2 * 4
     assert not list((tmp_path / "runs").glob("*/*/checkpoints"))
 
-    monkeypatch.setattr(program, "Trainer", None)  # which nothing needs any more
-    program.main(arguments)
+    monkeypatch.setattr(ablation_runs, "Trainer", None)  # which nothing needs any more
+    ablation.main(arguments)
     results = [json.loads(path.read_text()) for path in (tmp_path / "results").iterdir()]
     assert {(result["data_kind"], result["variant"]) for result in results} == {
         (kind, name) for kind in (PLAIN, SHORTCUT) for name in (FULL, "all_at_once")
@@ -301,14 +303,14 @@ def test_the_program_trains_measures_reports_and_goes_on(drawn, config_dir, tmp_
 
 def test_the_report_is_filled_into_the_document(tmp_path):
     path = tmp_path / "ablation.md"
-    path.write_text(f"before\n{program.FIRST_MARK}\nold\n{program.LAST_MARK}\nafter\n")
+    path.write_text(f"before\n{FIRST_MARK}\nold\n{LAST_MARK}\nafter\n")
     results = made_up({(PLAIN, FULL): 0})
     for text in ("first", "second"):
-        program.write_report(path, text, results)
-    assert path.read_text() == f"before\n{program.FIRST_MARK}\n\nsecond\n{program.LAST_MARK}\nafter\n"
+        write_report(path, text, results)
+    assert path.read_text() == f"before\n{FIRST_MARK}\n\nsecond\n{LAST_MARK}\nafter\n"
     assert (tmp_path / "ablation.png").exists()
     numbers = json.loads((tmp_path / "ablation.json").read_text())
-    assert [program.Result(**row) for row in numbers] == results
+    assert [Result(**row) for row in numbers] == results
 
 
 @pytest.mark.parametrize(
@@ -326,7 +328,7 @@ def test_the_report_is_filled_into_the_document(tmp_path):
 )
 def test_mistakes_get_one_line(flags, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)  # of the default --config_dir
-    assert run_program(lambda: program.main(["--output_dir", str(tmp_path), *flags])) == 2
+    assert run_program(lambda: ablation.main(["--output_dir", str(tmp_path), *flags])) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert message in line
 
@@ -337,10 +339,10 @@ def test_data_that_cannot_serve_are_refused(drawn, tmp_path):
     meta_path.write_text(json.dumps([{k: v for k, v in row.items() if k != "labels"} for row in rows]))
     with pytest.raises(InputError, match="has no labels"):
         write_leaking_keypoints(meta_path, tmp_path)
-    clips = Settings(Path(), tmp_path, 1, drawn / "test", 10, NUM_FRAMES)
+    clips = AblationSettings(Path(), tmp_path, 1, drawn / "test", 10, NUM_FRAMES)
     larger = replace(RECIPE, config_dir=ROOT / "training_configs" / "demo")
     config = build_configs(VARIANTS[FULL], PLAIN, 0, larger)["stage_3"]
     with pytest.raises(InputError, match=f"must have more than {NUM_FRAMES} frames"):
-        program.load_test_clips(clips, config)
+        ablation_runs.load_test_clips(clips, config)
     with pytest.raises(InputError, match="is not 96x96 px"):
-        program.load_test_clips(replace(clips, num_frames=12), config)
+        ablation_runs.load_test_clips(replace(clips, num_frames=12), config)
