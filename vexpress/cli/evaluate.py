@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vexpress.cli.parser import ArgumentParser, add_options
-from vexpress.cli.program import set_up_logging
+from vexpress.cli.program import set_up_logging, torchrun_processes
 from vexpress.errors import InputError
 from vexpress.evaluation.settings import Settings
 from vexpress.fields import check_range
@@ -91,19 +91,6 @@ def parse_arguments(arguments: list[str] | None, meters: Mapping[str, Callable])
     return args
 
 
-def join_processes() -> tuple[int, int]:
-    """Joins torchrun's processes; returns this one's rank and their number."""
-    from torch import distributed
-
-    from vexpress.devices import process_number
-
-    num_processes = process_number("WORLD_SIZE", 1)
-    if num_processes > 1:
-        distributed.init_process_group("gloo")
-        return distributed.get_rank(), num_processes
-    return 0, 1
-
-
 def generate(
     args: Namespace, pairs: "list[Pair]", device: "torch.device", rank: int, num_processes: int
 ) -> "list[Problem]":
@@ -147,18 +134,12 @@ def main(arguments: list[str] | None = None, meters: Mapping[str, Callable] | No
     """
     meters = {"landmarks": None} | dict(meters or {})
     args = parse_arguments(arguments, meters)
-    from torch import distributed
-
     from vexpress.devices import process_number, resolve_device
 
-    rank, num_processes = join_processes()
-    set_up_logging(logging.INFO if rank == 0 else logging.ERROR)
-    try:
+    with torchrun_processes() as (rank, num_processes):
+        set_up_logging(logging.INFO if rank == 0 else logging.ERROR)
         device = resolve_device(args.device, process_number("LOCAL_RANK", args.gpu_id))
         run(args, meters, device, rank, num_processes)
-    finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
 
 
 def run(args: Namespace, meters: Mapping[str, Callable], device: "torch.device", rank: int, num_processes: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from vexpress.cli.parser import ArgumentParser, add_options
-from vexpress.cli.program import set_up_logging
+from vexpress.cli.program import set_up_logging, torchrun_processes
 from vexpress.errors import InputError
 from vexpress.files import check_output_path, replacing
 from vexpress.model_folder import LAYOUT, ModelPaths
@@ -109,46 +109,31 @@ def options_of(args: Namespace, table: type) -> SamplingOptions | MotionOptions:
     return table(**{field.name: getattr(args, field.name) for field in fields(table)})
 
 
-def join_processes(args: Namespace) -> int:
-    """Joins torchrun's processes if asked to; returns this one's rank."""
-    from torch import distributed
-
-    from vexpress.devices import process_number
-
-    num_processes = process_number("WORLD_SIZE", 1)
-    if not args.do_multi_devices_inference:
-        if num_processes > 1:
-            raise InputError("started as several processes: add `do_multi_devices_inference`, or start one")
-        return 0
-    if "RANK" not in os.environ:
-        raise InputError("start with `torchrun --nproc_per_node N inference.py ...`", "do_multi_devices_inference")
-    distributed.init_process_group("gloo")  # what is shared is in host memory
-    args.gpu_id = process_number("LOCAL_RANK", 0)
-    return distributed.get_rank()
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Files -> tensors -> video file."""
     args = parse_arguments(arguments)
     import torch  # the parser above answers without it
 
-    rank = join_processes(args)
-    set_up_logging(logging.INFO if rank == 0 else logging.ERROR)
-    if args.is_embedded:
-        logger.info(
-            "no --model_dir and no %s: the embedded model runs, which knows drawn faces only; for photographs get the "
-            "released models with `vexpress download`",
-            DEFAULT_MODEL_DIR,
-        )
-    try:
-        make_video(args, rank)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            "out of GPU memory: use `save_gpu_memory`, `dtype` fp16, a smaller `context_frames` or `image_width`"
-        ) from error
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    from vexpress.devices import process_number
+
+    if args.do_multi_devices_inference and "RANK" not in os.environ:
+        raise InputError("start with `torchrun --nproc_per_node N inference.py ...`", "do_multi_devices_inference")
+    with torchrun_processes(args.do_multi_devices_inference) as (rank, num_processes):
+        set_up_logging(logging.INFO if rank == 0 else logging.ERROR)
+        if num_processes > 1:
+            args.gpu_id = process_number("LOCAL_RANK", 0)
+        if args.is_embedded:
+            logger.info(
+                "no --model_dir and no %s: the embedded model runs, which knows drawn faces only; for photographs get "
+                "the released models with `vexpress download`",
+                DEFAULT_MODEL_DIR,
+            )
+        try:
+            make_video(args, rank)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                "out of GPU memory: use `save_gpu_memory`, `dtype` fp16, a smaller `context_frames` or `image_width`"
+            ) from error
 
 
 def check_outputs(args: Namespace, paths: ModelPaths) -> tuple[Path, Path | None]:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vexpress import logs
@@ -105,6 +105,30 @@ def _with_flag(path: str | bytes) -> str:
                 if path.resolve().is_relative_to(Path(value).resolve()):
                     return f"--{name} {path}"
     return str(path)
+
+
+@contextlib.contextmanager
+def torchrun_processes(takes_part: bool = True) -> Iterator[tuple[int, int]]:
+    """Joins torchrun's processes, if there are several, for as long as the block lasts; gives rank and number.
+
+    Raises:
+        InputError: there are several, and `takes_part` is False.
+    """
+    from torch import distributed
+
+    from vexpress.devices import process_number
+
+    num_processes = process_number("WORLD_SIZE", 1)
+    if num_processes == 1:
+        yield 0, 1
+        return
+    if not takes_part:
+        raise InputError("started as several processes: add `do_multi_devices_inference`, or start one")
+    distributed.init_process_group("gloo")  # what is shared is in host memory
+    try:
+        yield distributed.get_rank(), num_processes
+    finally:
+        distributed.destroy_process_group()
 
 
 def worded(error: InputError) -> str:
