@@ -1,8 +1,11 @@
-"""Sound: read from any file that FFmpeg can decode, at its own rate and with its own channels."""
+"""Sound: read from any file that FFmpeg can decode, at its own rate and with its own channels; written to files."""
 
 import dataclasses
+import errno
 import logging
 import os
+from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -17,10 +20,24 @@ WAV2VEC2_RATE_HZ = 16000
 # A first frame this late is real silence, not the rounding of a timestamp; later on, clocks of recorders jitter more.
 MAX_START_ERROR_SECONDS = 0.01
 MAX_DRIFT_SECONDS = 0.1
-# A jump beyond this is a broken clock, not silence.
-MAX_SILENCE_SECONDS = 600
 # AAC in MP4 ends with up to two frames of padding, which the track's duration leaves out but FFmpeg decodes.
 MAX_MP4_PADDING_SAMPLES = 4096
+# Lossy codecs overshoot 1 a little, and some float files are loud; what is beyond this is not sound.
+MAX_SAMPLE = 100.0
+
+LEVEL_WINDOW_SECONDS = 0.1
+# -70 dB of full scale: the audio encoder's input is scaled to variance 1, but hardly so below a variance of 1e-7.
+SILENCE_LEVEL = 3e-4
+QUIET_SHARE = 0.05  # of the loudest window's level: below, a window does not say whether channels cancel
+CANCELLED_SHARE = 0.25  # a mix 12 dB below a channel of it; channels that only differ lose 3 or 6 dB
+MAX_CANCELLED_WINDOWS = 0.1  # of those that say something
+
+AUDIO_CODECS = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame", ".m4a": "aac"}
+LOSSY_CODECS = ("libmp3lame", "aac")
+LOSSY_BITS_PER_SECOND = 192_000
+WRITE_BLOCK_SAMPLES = 4096
+LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+"""Number of channels -> what FFmpeg takes them for where a file does not say."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +47,12 @@ class Audio:
     Attributes:
         samples: (c n) float32, -1..1; lossy codecs overshoot a little.
         sampling_rate_hz: samples per second of each channel.
+        layout: FFmpeg's name of what the channels are, such as "5.1"; None where nobody said.
     """
 
     samples: np.ndarray
     sampling_rate_hz: int
+    layout: str | None = None
 
     @property
     def duration_seconds(self) -> float:
@@ -46,28 +65,97 @@ class Audio:
         import librosa  # costs seconds
 
         rates = {"orig_sr": self.sampling_rate_hz, "target_sr": sampling_rate_hz}
-        return Audio(librosa.resample(self.samples, res_type="soxr_hq", **rates), sampling_rate_hz)
+        samples = librosa.resample(self.samples, res_type="soxr_hq", **rates)
+        return dataclasses.replace(self, samples=samples, sampling_rate_hz=sampling_rate_hz)
+
+    def mono(self) -> "Audio":
+        """Mixes the channels to one, (1 n): two by their mean, more by FFmpeg's downmix, which favours the centre.
+
+        Where they cancel, as in a stereo file with one channel inverted, it is the loudest of them.
+        """
+        if len(self.samples) == 1:
+            return self
+        mix = self._mix()
+        loudest = self._loudest_channel()
+        samples = self.samples[loudest : loudest + 1] if self._cancels(mix, loudest) else mix
+        return Audio(samples, self.sampling_rate_hz, "mono")
 
     def resampled_mono(self, sampling_rate_hz: int = WAV2VEC2_RATE_HZ) -> torch.Tensor:
-        """Returns the mean of the channels at another rate: (n,) float32, -1..1."""
-        mono = Audio(self.samples.mean(axis=0, keepdims=True), self.sampling_rate_hz)
-        return torch.from_numpy(mono.resampled(sampling_rate_hz).samples[0])
+        """Returns `mono` at another rate: (n,) float32, -1..1."""
+        return torch.from_numpy(self.mono().resampled(sampling_rate_hz).samples[0])
+
+    def warn_of_what_is_heard(self, what: str) -> None:
+        """Warns if channels cancel in the mix, or if the audio encoder would hear silence.
+
+        Args:
+            what: where the sound is from, for the messages.
+        """
+        mono = self.mono()
+        loudest = self._loudest_channel()
+        if len(self.samples) > 1 and self._cancels(self._mix(), loudest):
+            logger.warning(
+                "%s: its %d channels cancel each other when mixed; channel %d alone is heard, the loudest",
+                *(what, len(self.samples), loudest),
+            )
+        if mono._levels(mono.samples).max(initial=0) < SILENCE_LEVEL:
+            logger.warning("%s: the sound is silent (below -70 dB): the mouth will not move", what)
+
+    def _mix(self) -> np.ndarray:
+        """(1 n) float32: the mix of the channels, no louder than 1 unless a channel is."""
+        if len(self.samples) == 2:  # as FFmpeg mixes stereo of whole numbers
+            return self.samples.mean(axis=0, keepdims=True)
+        mix = _downmix_weights(len(self.samples), self.layout) @ self.samples
+        peaks = [max(1.0, np.abs(samples).max(initial=0)) for samples in (mix, self.samples)]
+        return mix[None] / np.float32(max(1.0, peaks[0] / peaks[1]))
+
+    def _levels(self, samples: np.ndarray) -> np.ndarray:
+        """(c n) -> (c windows): the standard deviation of each window; a constant is no sound."""
+        length = max(1, min(round(LEVEL_WINDOW_SECONDS * self.sampling_rate_hz), samples.shape[1]))
+        num_windows = samples.shape[1] // length
+        windows = samples[:, : num_windows * length].reshape(len(samples), num_windows, length)
+        power = np.einsum("cwn,cwn->cw", windows, windows) / length  # holds no copy of the samples
+        return np.sqrt((power - windows.mean(axis=2) ** 2).clip(0))
+
+    def _loudest_channel(self) -> int:
+        return int((self._levels(self.samples) ** 2).sum(axis=1).argmax())
+
+    def _cancels(self, mix: np.ndarray, loudest: int) -> bool:
+        """Whether the mix (1 n) is far below the loudest channel for a part of the time that matters."""
+        channel = self._levels(self.samples[loudest : loudest + 1])[0]
+        says_something = channel > max(SILENCE_LEVEL, QUIET_SHARE * channel.max(initial=0))
+        is_cancelled = self._levels(mix)[0] < CANCELLED_SHARE * channel
+        return bool(says_something.any() and is_cancelled[says_something].mean() > MAX_CANCELLED_WINDOWS)
 
 
-def load_audio(path: str | os.PathLike, field: str = "audio_path") -> Audio:
+def _downmix_weights(num_channels: int, layout: str | None) -> np.ndarray:
+    """(c,) float32: FFmpeg's weights of the channels in one; the mean's for channels that it does not know."""
+    one_sample_each = np.eye(num_channels, dtype=np.float32).reshape(1, -1)
+    try:
+        frame = av.AudioFrame.from_ndarray(one_sample_each, "flt", layout or LAYOUTS.get(num_channels, "unknown"))
+        frame.sample_rate = WAV2VEC2_RATE_HZ
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=frame.sample_rate)
+        [mixed] = resampler.resample(frame)
+    except (ValueError, av.error.FFmpegError):
+        return np.full(num_channels, 1 / num_channels, np.float32)
+    return mixed.to_ndarray()[0]
+
+
+def load_audio(path: str | os.PathLike, field: str = "audio_path", track: int | None = None) -> Audio:
     """Reads the sound of an audio or video file.
 
     Encoder delay is removed as FFmpeg does it. Sound that starts after the file does, or pauses, is padded with
-    silence, so that sample n belongs to second n / rate of the file. Damaged parts are skipped with a warning.
+    silence, so that sample n belongs to second n / rate of the file. Damaged parts are skipped with a warning. Where
+    timestamps restart or jump, see `vexpress.media.container.Clock`. Warns of sound that nobody would hear.
 
     Args:
         path: any file with sound that FFmpeg reads.
         field: the option that gave the path, for the error.
+        track: number of the sound track, from 0; None for the default one, or else the first.
 
     Raises:
-        InputError: no such file, or nothing in it that can be decoded as sound.
+        InputError: no such file or track, nothing in it that can be decoded as sound, or samples that are no sound.
     """
-    with open_stream(path, "audio", field) as (container, stream):
+    with open_stream(path, "audio", field, track) as (container, stream):
         file_start = file_start_seconds(container)
         first = source = resampler = None
         blocks, num_samples, num_decoded = [], 0, 0
@@ -79,7 +167,7 @@ def load_audio(path: str | os.PathLike, field: str = "audio_path") -> Audio:
                 # Packed ("flt"), since PyAV 18 crashes on planar frames of more than 8 channels.
                 resampler = av.AudioResampler(format="flt", layout=first.layout, rate=rate)
             late = 0 if frame.time is None else frame.time - file_start - num_samples / rate
-            if (MAX_DRIFT_SECONDS if blocks else MAX_START_ERROR_SECONDS) < late <= MAX_SILENCE_SECONDS:
+            if (MAX_DRIFT_SECONDS if blocks else MAX_START_ERROR_SECONDS) < late:
                 blocks.append(np.zeros((round(late * rate), num_channels), np.float32))
                 num_samples += len(blocks[-1])
             for converted in resampler.resample(frame):
@@ -91,7 +179,63 @@ def load_audio(path: str | os.PathLike, field: str = "audio_path") -> Audio:
         if "mp4" in container.format.name and stream.duration:
             padding = num_decoded - round(stream.duration * stream.time_base * rate)
             num_samples -= padding if 0 < padding <= MAX_MP4_PADDING_SAMPLES else 0
+        layout = None if "channels" in first.layout.name else first.layout.name
     samples = np.concatenate(blocks)[:num_samples].T
     if not np.isfinite(samples).all():
         raise InputError(f"holds NaN or infinite samples; export the sound anew and give it in `{field}`", field, path)
-    return Audio(samples, rate)
+    peak = max(samples.max(initial=0), -samples.min(initial=0))
+    if peak > MAX_SAMPLE:
+        problem = f"holds samples of {peak:.3g}, where sound is -1 to 1; export it anew and give it in `{field}`"
+        raise InputError(problem, field, path)
+    audio = Audio(samples, rate, layout)
+    audio.warn_of_what_is_heard(os.fspath(path))
+    return audio
+
+
+def check_audio_suffix(path: str | os.PathLike, field: str) -> None:
+    """Raises an InputError if sound is not written to files of this name."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".aac":
+        problem = "a raw AAC stream cannot say where its sound starts, so that it is late by up to 64 ms; use .m4a"
+        raise InputError(problem, field, path)
+    if suffix not in AUDIO_CODECS:
+        raise InputError(f"allowed are {', '.join(AUDIO_CODECS)}", field, path)
+
+
+def write_audio(path: str | os.PathLike, audio: Audio, field: str = "audio_save_path") -> None:
+    """Encodes sound at its own rate, with its own channels, so that it is read back from second 0.0 on.
+
+    Args:
+        path: file to write; its suffix, one of AUDIO_CODECS, says the format.
+        audio: the sound.
+        field: the option that gave the path, for the error.
+
+    Raises:
+        InputError: another suffix, or the format has no such rate or number of channels.
+        OSError: the disk is full (ENOSPC) or the file cannot be written.
+    """
+    check_audio_suffix(path, field)
+    suffix, num_channels, rate = Path(path).suffix.lower(), len(audio.samples), audio.sampling_rate_hz
+    layout = audio.layout or LAYOUTS.get(num_channels, f"{num_channels} channels")
+    # Else the length in the header of an .m4a is rounded to a millisecond.
+    options = {"movie_timescale": str(rate)} if suffix == ".m4a" else {}
+    try:
+        with av.open(f"file:{os.fspath(path)}", "w", container_options=options) as container:
+            stream = container.add_stream(AUDIO_CODECS[suffix], rate=rate, layout=layout)
+            if stream.codec.name in LOSSY_CODECS:
+                stream.bit_rate = LOSSY_BITS_PER_SECOND
+            for start in range(0, audio.samples.shape[1], WRITE_BLOCK_SAMPLES):
+                block = audio.samples[:, start : start + WRITE_BLOCK_SAMPLES]
+                # Packed, since PyAV 18 crashes on planar frames of more than 8 channels.
+                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block.T).reshape(1, -1), "flt", layout)
+                # Without a time, AAC's delay of 1024 samples would be heard.
+                frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    except (av.error.ArgumentError, av.error.EncoderNotFoundError, ValueError) as error:
+        problem = f"{suffix} cannot hold {rate} Hz with {num_channels} channel(s); use .wav"
+        raise InputError(problem, field, path) from error
+    except av.error.OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error

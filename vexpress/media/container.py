@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import av
 
-from vexpress.errors import InputError
+from vexpress.errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
+# What FFmpeg and PyAV raise on files that make no sense.
+PARSER_ERRORS = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
 # A difference to the header's duration below this is rounding.
 MAX_HEADER_ERROR_SECONDS = 0.5
 # A stream whose timestamps fall by more has started anew, as in files that were joined byte by byte.
@@ -55,12 +57,17 @@ def open_stream(
     try:
         # "file:" stops names such as a:b.mp3 from being a protocol; tags in other encodings must not stop the reading.
         container = av.open(f"file:{os.fspath(path)}", metadata_errors="replace")
-    except av.error.FFmpegError as error:
-        raise InputError(f"FFmpeg cannot read it ({error.strerror}); {advice}", field, path) from error
-    except ValueError as error:  # PyAV's own, on headers that make no sense
-        raise InputError(f"FFmpeg cannot read it ({error}); {advice}", field, path) from error
+    except PARSER_ERRORS as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"FFmpeg cannot read it ({reason}); {advice}", field, path) from error
     with container:
-        yield container, _choose_stream(container, kind, field, path, track)
+        stream = _choose_stream(container, kind, field, path, track)
+        try:
+            yield container, stream
+        except PARSER_ERRORS as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"FFmpeg cannot read it ({first_line(error)}); {advice}", field, path) from error
 
 
 def _choose_stream(

@@ -16,6 +16,7 @@ EXACT_CONVERSION = (
 )
 # Pixels of films and broadcasts are 0.5 to 4 times as wide as high; a header that says more is wrong.
 MAX_PIXEL_ASPECT = 8
+MAX_PIXELS = 2**26  # of a frame, twice those of 8K: what is larger needs more memory than it is worth
 HDR_CURVES = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 
 
@@ -25,6 +26,8 @@ def to_pixels(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
     Pixels that are not square are made so by changing the width; then the display matrix is applied.
     """
     width = _square_width(frame, stream)
+    if width * frame.height > MAX_PIXELS:
+        raise ValueError(f"frames of {width}x{frame.height} px are too large")
     size = {} if width == frame.width else {"width": width, "height": frame.height}
     pixels = frame.to_ndarray(format="rgb24", interpolation=EXACT_CONVERSION, **size)
     is_transposed, flips_x, flips_y = _orientation(frame)

@@ -16,7 +16,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from vexpress.errors import InputError
 from vexpress.files import replacing
-from vexpress.media.audio import Audio
+from vexpress.media.audio import LAYOUTS, Audio
 from vexpress.media.container import decode_frames, file_start_seconds, media_streams, open_stream
 from vexpress.media.display import EXACT_CONVERSION, shown_size, to_pixels, warn_of_hdr
 
@@ -25,7 +25,6 @@ MIN_FPS, MAX_FPS = 0.1, 240
 TIMESTAMP_ERROR_SECONDS = 1e-3
 # Rates of MPEG-4 AAC; others are resampled to the first.
 AAC_RATES_HZ = (48000, 96000, 88200, 64000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
-LAYOUTS = {1: "mono", 2: "stereo"}
 # Per channel, at most: FFmpeg's default of 69 kb/s for mono leaves audible errors (speech: 23 dB against 43 dB).
 AAC_BITS_PER_SECOND = 192_000
 # The format's own limit, 6144 bits per channel in a frame of 1024 samples; beyond it FFmpeg warns.
@@ -161,7 +160,7 @@ def write_video(
 ) -> int:
     """Writes an MP4 of H.264 (yuv420p, BT.709) and AAC, frame by frame, so that memory does not grow with length.
 
-    The sound is cut, or padded with silence, to num_frames / fps. Stereo stays; more channels become their mean.
+    The sound is cut, or padded with silence, to num_frames / fps. Stereo stays; more channels are mixed to one.
     Whatever goes wrong, also in `frames`, leaves no file behind and an older file at `path` as it was.
 
     Args:
@@ -241,7 +240,7 @@ def _encode(
 
 def _encodable(audio: Audio) -> Audio:
     if len(audio.samples) > 2:
-        audio = Audio(audio.samples.mean(axis=0, keepdims=True), audio.sampling_rate_hz)
+        audio = audio.mono()
     return audio if audio.sampling_rate_hz in AAC_RATES_HZ else audio.resampled(AAC_RATES_HZ[0])
 
 

@@ -29,6 +29,7 @@ ODD_NAMES = (
     b"not_utf8_\xff.mp3".decode(errors="surrogateescape"),
 )
 CLICK_SECONDS = 0.4
+R = 0.5**0.5
 
 
 def click(rate: int = 44100, num_channels: int = 1, seconds: float = 1.0) -> np.ndarray:
@@ -119,13 +120,14 @@ def test_every_sample_type_spans_minus_one_to_one(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("num_channels", [3, 6, 10])
-def test_channels_stay_apart_and_mono_is_their_mean(tmp_path, num_channels):
+def test_channels_stay_apart_and_mono_is_the_downmix_of_ffmpeg(tmp_path, num_channels):
     levels = np.arange(num_channels, dtype=np.int16) * 1000
     audio = load_audio(write_wav(tmp_path / "a.wav", np.tile(levels, (1600, 1)), 16000))
     np.testing.assert_array_equal(audio.samples[:, 700] * 2**15, levels)
     mono = audio.resampled_mono(16000)
     assert (mono.shape, mono.dtype) == ((1600,), torch.float32)
-    assert mono[700].item() * 2**15 == pytest.approx(levels.mean(), abs=1e-3)
+    weights = {3: [R, R, 0], 6: [R, R, 1, 0, 0.5, 0.5], 10: [0.1] * 10}  # 2.1, 5.1, and one that FFmpeg does not know
+    assert mono[700].item() * 2**15 == pytest.approx(levels @ weights[num_channels], abs=1e-2)
 
 
 def test_channels_and_rate_may_change_in_mid_file(tmp_path):

@@ -274,10 +274,10 @@ def test_the_sound_is_as_long_as_the_picture(tmp_path, fps, rate, written_rate, 
 @pytest.mark.parametrize("num_channels", [1, 2, 6])
 def test_the_sound_stays_what_and_where_it_was(tmp_path, num_channels):
     audio = tone(48000, num_channels, seconds=0.5)
-    audio.samples[1:] *= 0.5
+    audio.samples[1:] *= 0.5 if num_channels == 2 else 0.3  # near 1, the AAC encoder turns the sound down
     write_video(tmp_path / "a.mp4", grey_frames(25), 25, audio)
     written = load_audio(tmp_path / "a.mp4").samples
-    expected = audio.samples if num_channels <= 2 else audio.samples.mean(axis=0, keepdims=True)
+    expected = audio.samples if num_channels <= 2 else audio.mono().samples
     assert len(written) == len(expected)
     inner = slice(3000, 22000)
     assert np.abs(written[:, inner] - expected[:, inner]).max() < 0.005
