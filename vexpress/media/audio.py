@@ -73,12 +73,7 @@ class Audio:
 
         Where they cancel, as in a stereo file with one channel inverted, it is the loudest of them.
         """
-        if len(self.samples) == 1:
-            return self
-        mix = self._mix()
-        loudest = self._loudest_channel()
-        samples = self.samples[loudest : loudest + 1] if self._cancels(mix, loudest) else mix
-        return Audio(samples, self.sampling_rate_hz, "mono")
+        return Audio(self._heard()[0], self.sampling_rate_hz, "mono")
 
     def resampled_mono(self, sampling_rate_hz: int = WAV2VEC2_RATE_HZ) -> torch.Tensor:
         """Returns `mono` at another rate: (n,) float32, -1..1."""
@@ -90,15 +85,26 @@ class Audio:
         Args:
             what: where the sound is from, for the messages.
         """
-        mono = self.mono()
-        loudest = self._loudest_channel()
-        if len(self.samples) > 1 and self._cancels(self._mix(), loudest):
+        samples, channel = self._heard()
+        if channel is not None:
             logger.warning(
                 "%s: its %d channels cancel each other when mixed; channel %d alone is heard, the loudest",
-                *(what, len(self.samples), loudest),
+                *(what, len(self.samples), channel),
             )
-        if mono._levels(mono.samples).max(initial=0) < SILENCE_LEVEL:
+        if self._levels(samples).max(initial=0) < SILENCE_LEVEL:
             logger.warning("%s: the sound is silent (below -70 dB): the mouth will not move", what)
+
+    def _heard(self) -> tuple[np.ndarray, int | None]:
+        """What `mono` holds, (1 n), and the channel that it is where the channels cancel."""
+        if len(self.samples) == 1:
+            return self.samples, None
+        mix, levels = self._mix(), self._levels(self.samples)
+        loudest = int((levels**2).sum(axis=1).argmax())
+        says_something = levels[loudest] > max(SILENCE_LEVEL, QUIET_SHARE * levels[loudest].max(initial=0))
+        is_cancelled = self._levels(mix)[0] < CANCELLED_SHARE * levels[loudest]
+        if says_something.any() and is_cancelled[says_something].mean() > MAX_CANCELLED_WINDOWS:
+            return self.samples[loudest : loudest + 1], loudest
+        return mix, None
 
     def _mix(self) -> np.ndarray:
         """(1 n) float32: the mix of the channels, no louder than 1 unless a channel is."""
@@ -113,18 +119,9 @@ class Audio:
         length = max(1, min(round(LEVEL_WINDOW_SECONDS * self.sampling_rate_hz), samples.shape[1]))
         num_windows = samples.shape[1] // length
         windows = samples[:, : num_windows * length].reshape(len(samples), num_windows, length)
-        power = np.einsum("cwn,cwn->cw", windows, windows) / length  # holds no copy of the samples
-        return np.sqrt((power - windows.mean(axis=2) ** 2).clip(0))
-
-    def _loudest_channel(self) -> int:
-        return int((self._levels(self.samples) ** 2).sum(axis=1).argmax())
-
-    def _cancels(self, mix: np.ndarray, loudest: int) -> bool:
-        """Whether the mix (1 n) is far below the loudest channel for a part of the time that matters."""
-        channel = self._levels(self.samples[loudest : loudest + 1])[0]
-        says_something = channel > max(SILENCE_LEVEL, QUIET_SHARE * channel.max(initial=0))
-        is_cancelled = self._levels(mix)[0] < CANCELLED_SHARE * channel
-        return bool(says_something.any() and is_cancelled[says_something].mean() > MAX_CANCELLED_WINDOWS)
+        # In double, since the difference is small where a constant is large; and without a copy of the samples.
+        power = np.einsum("cwn,cwn->cw", windows, windows, dtype=np.float64) / length
+        return np.sqrt((power - windows.mean(axis=2, dtype=np.float64) ** 2).clip(0))
 
 
 def _downmix_weights(num_channels: int, layout: str | None) -> np.ndarray:
