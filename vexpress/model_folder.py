@@ -99,7 +99,7 @@ def read_config(path: Path) -> dict:
         config = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"configuration {path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"configuration {path}: not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise InputError(f"configuration {path}: must hold a JSON object")

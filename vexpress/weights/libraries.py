@@ -1,0 +1,140 @@
+"""The networks of other libraries: image autoencoder and audio encoder, loaded as strictly as our own."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers.utils.logging import disable_progress_bar
+
+from vexpress.errors import InputError, first_line
+from vexpress.model_folder import LAYOUT, read_config
+from vexpress.weights.state_dicts import check_finite
+
+MISSING_IS_HARMLESS = {"masked_spec_embed": "wav2vec2 reads it in its own training only"}
+UNEXPECTED_IS_HARMLESS = {
+    "lm_head.": "the released wav2vec2 file has a head that turns hidden states into letters",
+    "masked_spec_embed": "see above",
+}
+"""Prefix of weights that a file may hold and the network has not -> why. Old names of the VAE's attention are no
+matter of this: the library renames them."""
+
+
+def load_vae(
+    folder: str | PathLike,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    field: str = "vae_path",
+) -> AutoencoderKL:
+    """Loads the image autoencoder.
+
+    Raises:
+        InputError: it cannot be loaded, its configuration asks for what it has not, or weights are missing, unexpected
+            or not finite; `field` is named.
+    """
+    config = _read_config(folder, field)
+    known = inspect.signature(AutoencoderKL.__init__).parameters
+    if unknown := [key for key in config if key not in known and not key.startswith("_")]:
+        raise InputError(f"config.json: AutoencoderKL has no {', '.join(unknown)}", field, folder)
+    _check_switch(config, "act_fn", "silu", field, folder)
+    vae = _load_model(AutoencoderKL, folder, field, torch_dtype=dtype, low_cpu_mem_usage=False)
+    for name in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
+        _check_latent_scale(name, vae.config[name], vae.config.latent_channels, field, folder)
+    return vae.to(device)
+
+
+def load_audio_encoder(
+    folder: str | PathLike,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    field: str = "audio_encoder_path",
+) -> tuple[Wav2Vec2Model, Wav2Vec2FeatureExtractor]:
+    """Loads the audio encoder and its feature extractor.
+
+    Raises:
+        InputError: one of them cannot be loaded, their configurations ask for what they have not, or weights are
+            missing, unexpected or not finite; `field` is named.
+    """
+    disable_progress_bar()  # one that is gone within a second, in the middle of the program's own
+    config = _read_config(folder, field)
+    for name in ("hidden_act", "feat_extract_activation"):
+        _check_switch(config, name, "gelu", field, folder)
+    # Both forms of the encoder have weights of the same names: only the norm of the first layers tells them apart.
+    is_stable = config.get("feat_extract_norm", Wav2Vec2Config().feat_extract_norm) == "layer"
+    _check_switch(config, "do_stable_layer_norm", is_stable, field, folder)
+    encoder = _load_model(Wav2Vec2Model, folder, field, dtype=dtype, attn_implementation="sdpa")
+    processor = _from_pretrained(Wav2Vec2FeatureExtractor, folder, field)
+    for name, expected in {"do_normalize": True, "feature_size": 1}.items():
+        _check_switch(vars(processor), name, expected, field, folder)
+    if not isinstance(processor.sampling_rate, int) or not 1000 <= processor.sampling_rate <= 1_000_000:
+        raise InputError(f"sampling_rate {processor.sampling_rate!r}: must be 1000 to 1000000 Hz", field, folder)
+    return encoder.to(device), processor
+
+
+def _read_config(folder: str | PathLike, field: str) -> dict:
+    if not Path(folder).is_dir():  # the libraries take a missing folder for the name of a model on a hub
+        raise InputError("no such folder", field, folder)
+    try:
+        return read_config(Path(folder) / "config.json")
+    except InputError as error:
+        raise InputError(error.problem, field, folder) from error
+
+
+def _check_switch(config: Mapping[str, Any], name: str, expected: Any, field: str, folder: str | PathLike) -> None:
+    """A switch that no weight depends on: changed, it would give other results without a word."""
+    if config.get(name, expected) != expected:
+        raise InputError(f"{name} is {config[name]!r}, and these weights go with {expected!r} alone", field, folder)
+
+
+def _check_latent_scale(name: str, value: Any, num_channels: int, field: str, folder: str | PathLike) -> None:
+    """Scale and shift of latents: None, or finite numbers; a scale is above 0."""
+    if value is None and name != "scaling_factor":
+        return
+    is_list = name.startswith("latents_")
+    numbers = list(value) if isinstance(value, list | tuple) and is_list else [value]
+    fits = len(numbers) == (num_channels if is_list else 1)
+    fits = fits and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+    if not fits or (name in ("scaling_factor", "latents_std") and min(numbers) <= 0):
+        raise InputError(f"{name} {value!r} scales no latents of {num_channels} channels", field, folder)
+
+
+def _load_model(library_class: type, folder: str | PathLike, field: str, **options) -> nn.Module:
+    model, info = _from_pretrained(library_class, folder, field, output_loading_info=True, **options)
+    problems = {
+        "missing": [name for name in info["missing_keys"] if name not in MISSING_IS_HARMLESS],
+        "unexpected": [n for n in info["unexpected_keys"] if not n.startswith(tuple(UNEXPECTED_IS_HARMLESS))],
+        "misshapen": [str(key) for key in info["mismatched_keys"]],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{len(n)} {kind}: {', '.join(sorted(n)[:4])}" for kind, n in problems.items() if n)
+        raise InputError(f"weights not fit for {library_class.__name__}: {found}", field, folder)
+    for name, tensor in model.state_dict().items():
+        if name not in MISSING_IS_HARMLESS:
+            check_finite(name, tensor, f"`{field}` {folder}")
+    return model.eval()
+
+
+def _from_pretrained(library_class: type, folder: str | PathLike, field: str, **options):
+    try:
+        return library_class.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # parsers of damaged files raise anything
+        raise InputError(f"holds no {library_class.__name__} ({first_line(error)})", field, folder) from error
+
+
+def save_frozen_parts(
+    folder: str | PathLike,
+    vae: AutoencoderKL,
+    audio_encoder: Wav2Vec2Model,
+    audio_processor: Wav2Vec2FeatureExtractor,
+) -> None:
+    """Writes image autoencoder and audio encoder into a folder of the released layout."""
+    folder = Path(folder)
+    vae.save_pretrained(folder / LAYOUT["vae_path"])
+    audio_encoder.save_pretrained(folder / LAYOUT["audio_encoder_path"])
+    audio_processor.save_pretrained(folder / LAYOUT["audio_encoder_path"])
