@@ -58,7 +58,42 @@ class Face:
         return (self.bbox[2:] + self.bbox[:2]) / 2
 
 
-class FaceAnalyzer:
+class FaceDetector:
+    """What finds faces in pictures: insightface's models, or those of `vexpress.media.mtcnn`."""
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """Finds the faces in image (H W 3) uint8 RGB, the largest first."""
+        raise NotImplementedError
+
+    def detect_main(
+        self, image: np.ndarray, field: str = "reference_image_path", value: object = None, video_px: int = 512
+    ) -> Face:
+        """Finds the largest face in image (H W 3) uint8 RGB.
+
+        Args:
+            image: to look at.
+            field: the option that gave the image, for messages.
+            value: what it was given, such as a path.
+            video_px: longer side of the video that is made of it.
+
+        Raises:
+            InputError: there is no face.
+        """
+        faces = self.detect(image)
+        if not faces:
+            raise InputError("no face was found; give a picture with one clear frontal face", field, value)
+        what = f"`{field}`" if value is None else f"`{field}` {value}"
+        if len(faces) > 1:
+            logger.warning("%s: %d faces were found; the largest is used", what, len(faces))
+        longer_side = faces[0].size.max()
+        if longer_side < max(FEW_PIXELS_SHARE * video_px, SMALL_FACE_SHARE * max(image.shape[:2])):
+            logger.warning(
+                "%s: the face is only %.0f px large; crop the picture to head and shoulders", what, longer_side
+            )
+        return faces[0]
+
+
+class FaceAnalyzer(FaceDetector):
     """insightface's face detector, and what else of its models is asked for.
 
     Args:
@@ -118,33 +153,6 @@ class FaceAnalyzer:
             Face(face.bbox, face.kps, float(face.det_score), face.landmark_2d_106, face.embedding) for face in found
         ]
         return sorted(faces, key=lambda face: face.size.prod(), reverse=True)
-
-    def detect_main(
-        self, image: np.ndarray, field: str = "reference_image_path", value: object = None, video_px: int = 512
-    ) -> Face:
-        """Finds the largest face in image (H W 3) uint8 RGB.
-
-        Args:
-            image: to look at.
-            field: the option that gave the image, for messages.
-            value: what it was given, such as a path.
-            video_px: longer side of the video that is made of it.
-
-        Raises:
-            InputError: there is no face.
-        """
-        faces = self.detect(image)
-        if not faces:
-            raise InputError("no face was found; give a picture with one clear frontal face", field, value)
-        what = f"`{field}`" if value is None else f"`{field}` {value}"
-        if len(faces) > 1:
-            logger.warning("%s: %d faces were found; the largest is used", what, len(faces))
-        longer_side = faces[0].size.max()
-        if longer_side < max(FEW_PIXELS_SHARE * video_px, SMALL_FACE_SHARE * max(image.shape[:2])):
-            logger.warning(
-                "%s: the face is only %.0f px large; crop the picture to head and shoulders", what, longer_side
-            )
-        return faces[0]
 
 
 def find_model_dir(model_dir: str | Path) -> Path:
