@@ -15,3 +15,13 @@ def no_handlers_left():
     for handler in logging.getLogger().handlers[:]:
         if type(handler) is logging.StreamHandler:
             logging.getLogger().removeHandler(handler)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz_examples", type=int, default=40, help="files of each kind that tests/fuzz makes up")
+
+
+@pytest.fixture
+def fuzz_examples(request) -> int:
+    """How many files of each kind the fuzz suite makes up."""
+    return request.config.getoption("--fuzz_examples")
