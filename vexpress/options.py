@@ -19,6 +19,7 @@ SCHEDULERS = ("ddim", "dpmsolver++", "unipc", "lcm", "euler")
 DTYPES = ("fp16", "bf16", "fp32")
 STAGES = ("stage_1", "stage_2", "stage_3")
 RETARGET_STRATEGIES = ("fix_face", "no_retarget", "offset_retarget", "naive_retarget")
+FACE_MODELS = ("insightface", "mtcnn")
 KPS_EXTEND = ("loop", "stretch", "hold")
 
 # Where an option takes effect: when the user's files are read, when the model is loaded, or in the pipeline's call.
@@ -30,7 +31,8 @@ class SamplingOptions:
     """How a video is made from a portrait, speech and keypoints.
 
     Facts of a field beside those of `vexpress.fields.option`: `where` it takes effect; `by_model`, whether a model
-    folder's inference_defaults.json may set it; `same_result`, True for what changes speed, memory and rounding only.
+    folder's inference_defaults.json may set it; `same_result`, True for what changes speed, memory and rounding only;
+    `advanced`, True for what doors show last.
 
     Raises:
         InputError: a value is out of bounds.
@@ -44,7 +46,7 @@ class SamplingOptions:
     )
     fps: float = option(30.0, "frame rate of the video", low=1, high=240, unit="frames per second", where=REQUEST)
     seed: int = option(42, "same seed and inputs: same video", low=0, high=2**63 - 1, where=CALL, by_model=False)
-    scheduler: str = option("ddim", "sampler", choices=SCHEDULERS, where=LOADING)
+    scheduler: str = option("ddim", "sampler", choices=SCHEDULERS, where=LOADING, advanced=True)
     num_inference_steps: int = option(
         25, "denoising steps; with dpmsolver++ or unipc 10 to 15 are worth a try", low=1, high=1000, where=CALL
     )
@@ -56,13 +58,26 @@ class SamplingOptions:
         "guide away from: no condition at all, or no audio, which moves the mouth more and keeps colours",
         choices=GUIDANCE,
         where=CALL,
+        advanced=True,
     )
     shared_noise: float = option(
-        0.0, "share of the initial noise that all frames have in common: less flicker", low=0, high=1, where=CALL
+        0.0,
+        "share of the initial noise that all frames have in common: less flicker",
+        low=0,
+        high=1,
+        where=CALL,
+        advanced=True,
     )
-    context_frames: int = option(24, "frames of a window; fewer take less memory", low=1, high=1000, where=CALL)
+    context_frames: int = option(
+        24, "frames of a window; fewer take less memory", low=1, high=1000, where=CALL, advanced=True
+    )
     context_overlap: int = option(
-        4, "frames that neighbouring windows share; more make joints smoother", low=0, high=999, where=CALL
+        4,
+        "frames that neighbouring windows share; more make joints smoother",
+        low=0,
+        high=999,
+        where=CALL,
+        advanced=True,
     )
     reference_attention_weight: float = option(
         0.95, "higher holds the look of the portrait more", low=0, high=100, where=CALL
@@ -70,14 +85,17 @@ class SamplingOptions:
     audio_attention_weight: float = option(
         3.0, "higher moves the mouth more; too high distorts it", low=0, high=100, where=CALL
     )
-    num_pad_audio_frames: int = option(2, "frames of audio around each frame", low=0, high=100, where=CALL)
-    median_filter: bool = option(True, "smooth decoded frames against flicker", where=CALL)
+    num_pad_audio_frames: int = option(
+        2, "frames of audio around each frame", low=0, high=100, where=CALL, advanced=True
+    )
+    median_filter: bool = option(True, "smooth decoded frames against flicker", where=CALL, advanced=True)
     denoise_threshold: float = option(
         0.0,
         "of 255: pixels that differ by less are averaged over 5 frames, which stills the background; 0 is off",
         low=0,
         high=255,
         where=CALL,
+        advanced=True,
     )
     windows_per_batch: int = option(
         1,
@@ -87,9 +105,16 @@ class SamplingOptions:
         where=CALL,
         by_model=False,
         same_result=True,
+        advanced=True,
     )
     dtype: str | None = option(
-        None, "number type; unset: fp16 on cuda, else fp32", choices=DTYPES, type=str, where=LOADING, by_model=False
+        None,
+        "number type; unset: fp16 on cuda, else fp32",
+        choices=DTYPES,
+        type=str,
+        where=LOADING,
+        by_model=False,
+        advanced=True,
     )
     test_stage: str = option(
         "stage_3",
@@ -97,6 +122,7 @@ class SamplingOptions:
         choices=STAGES,
         where=LOADING,
         by_model=False,
+        advanced=True,
     )
 
     def __post_init__(self):
@@ -145,7 +171,9 @@ class MotionOptions:
         choices=RETARGET_STRATEGIES,
         type=str,
     )
-    kps_extend: str = option("loop", "what to do if the keypoints end before the audio", choices=KPS_EXTEND)
+    kps_extend: str = option(
+        "loop", "what to do if the keypoints end before the audio", choices=KPS_EXTEND, advanced=True
+    )
     kps_fps: float | None = option(
         None, "frame rate of kps_path; unset: the file's, else fps", low=1, high=240, type=float
     )
@@ -155,6 +183,7 @@ class MotionOptions:
         low=0,
         high=999,
         type=int,
+        advanced=True,
     )
 
     def __post_init__(self):
