@@ -7,6 +7,7 @@ Source: Zhang et al., Joint Face Detection and Alignment using Multi-task Cascad
 arXiv 1604.02878. The weights are those of the PyPI package facenet-pytorch 2.6.0; the code is ours.
 """
 
+import logging
 from collections import OrderedDict
 from pathlib import Path
 
@@ -16,7 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vexpress.media.faces import Face, FaceDetector
+from vexpress.errors import InputError
+from vexpress.media.faces import Face, FaceAnalyzer, FaceDetector, find_model_dir
+from vexpress.options import FACE_MODELS
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_PATH = Path(__file__).parent / "mtcnn_weights" / "mtcnn.safetensors"
 SEARCH_PX = 512  # longer side of the picture in which faces are searched; they are then looked at in the picture itself
@@ -151,7 +156,9 @@ class MtcnnDetector(FaceDetector):
         keep = suppress(boxes, score[:, 0], OVERLAP)
         return square(boxes[keep] + correction[keep] * _sides(boxes[keep]))
 
-    def _look_at(self, image: np.ndarray, boxes: np.ndarray, network: CropNet, mirror: bool = False) -> list[np.ndarray]:
+    def _look_at(
+        self, image: np.ndarray, boxes: np.ndarray, network: CropNet, mirror: bool = False
+    ) -> list[np.ndarray]:
         """What the second or third network says of squares (n 4) px of the picture."""
         crops = [crop(image, box, network.crop_px) for box in boxes]
         pixels = np.stack(crops) if crops else np.empty((0, network.crop_px, network.crop_px, 3), np.uint8)
@@ -166,7 +173,9 @@ class MtcnnDetector(FaceDetector):
             middle, half = (squares[:, :2] + squares[:, 2:]) / 2, room * (squares[:, 2:] - squares[:, :2]) / 2
             looked_at = np.concatenate([middle - half, middle + half], 1)
             for mirror in (False, True):
-                shares = self._look_at(image, looked_at, self._output_net, mirror)[2].reshape(-1, 2, 5).transpose(0, 2, 1)
+                shares = (
+                    self._look_at(image, looked_at, self._output_net, mirror)[2].reshape(-1, 2, 5).transpose(0, 2, 1)
+                )
                 if mirror:  # right becomes left
                     shares = (shares * [-1, 1] + [1, 0])[:, [1, 0, 2, 4, 3]]
                 seen.append(looked_at[:, None, :2] + shares * 2 * half[:, None])
@@ -223,3 +232,27 @@ def suppress(boxes: np.ndarray, score: np.ndarray, max_overlap: float, of_smalle
         whole = np.minimum(area[best], area[order]) if of_smaller else area[best] + area[order] - shared
         order = order[shared <= max_overlap * whole]
     return np.array(keep, dtype=int)
+
+
+def load_face_detector(
+    face_models: str | None, insightface_model_path: str | Path, device: torch.device | str = "cpu"
+) -> FaceDetector:
+    """Loads what finds faces.
+
+    Args:
+        face_models: one of FACE_MODELS; None takes insightface's models where they are, and else MTCNN, and says so.
+        insightface_model_path: folder of insightface's models.
+        device: where to work.
+
+    Raises:
+        InputError: no such choice, or insightface is asked for and its models are missing or damaged.
+    """
+    if face_models not in (None, *FACE_MODELS):
+        raise InputError(f"allowed are {', '.join(FACE_MODELS)}", "face_models", face_models)
+    if face_models is None:
+        try:
+            find_model_dir(insightface_model_path)
+        except InputError:
+            logger.warning("no insightface models in %s: `face_models` mtcnn finds the face", insightface_model_path)
+            face_models = "mtcnn"
+    return MtcnnDetector(device) if face_models == "mtcnn" else FaceAnalyzer(insightface_model_path, device)
