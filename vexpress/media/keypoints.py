@@ -1,9 +1,12 @@
-"""V-Kps: three face points per frame (left eye, right eye, nose). Drawing, retargeting, files, fitting to a clip."""
+"""V-Kps: three face points per frame (left eye, right eye, nose). Rendering, retargeting, files, fitting to a clip."""
 
 import logging
+import math
 import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,13 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vexpress.errors import InputError
+from vexpress.errors import InputError, first_line
 from vexpress.files import replacing
+from vexpress.media.archives import check_unpacked_size
 from vexpress.options import KPS_EXTEND, RETARGET_STRATEGIES
 
 logger = logging.getLogger(__name__)
 
 KPS_SUFFIXES = (".pth", ".pt", ".npz", ".safetensors")
+KPS_KEYS = ("kps", "keypoints", "kps_sequence", "v_kps")
+"""Names under which files hold keypoints."""
+NUM_POINTS = (3, 5)  # five are those of face detectors: eyes, nose, corners of the mouth
+MAX_FRAMES = 2**20  # nearly ten hours at 30 frames per second
+FACT_LIMITS = {"fps": (1e-3, 1e4), "height": (1, 1e6), "width": (1, 1e6)}
 
 POINT_COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))  # left eye, right eye, nose
 LIMB_BRIGHTNESS = 0.6
@@ -30,7 +39,8 @@ FAR_PX = 2**15  # OpenCV's drawing overflows with coordinates far beyond this
 NUMPY_SAFE_GLOBALS = [
     *((np.empty(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     *((np.float32(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *(np.ndarray, np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType, np.dtypes.Int64DType),
+    *(np.ndarray, np.dtype),
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"]},
 ]
 
 
@@ -142,7 +152,9 @@ def _face_size(kps: Tensor) -> Tensor:
 def load_kps(path: str | Path, field: str = "kps_path") -> KpsSequence:
     """Reads keypoints: `.pth`/`.pt` of the released scripts (f arrays of (3 2)), or our `.npz` / `.safetensors`.
 
-    No code in the file is ever run: pickles are read with `weights_only=True` and an explicit list of numpy's types.
+    Any number type will do, five points of a face instead of three, axes of size 1 between frames and points, and a
+    dictionary that holds the keypoints under a name of KPS_KEYS or by the numbers of the frames. No code in the file
+    is ever run: pickles are read with `weights_only=True` and an explicit list of numpy's types.
 
     Raises:
         InputError: the file is missing, not of these kinds, damaged, unsafe, or does not hold finite (f 3 2) keypoints.
@@ -150,37 +162,104 @@ def load_kps(path: str | Path, field: str = "kps_path") -> KpsSequence:
     path = Path(path)
     check_kps_suffix(path, field)
     if not path.is_file():
-        raise InputError(f"{'is a folder' if path.is_dir() else 'does not exist'}; give a keypoint file", field, path)
+        what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+        raise InputError(f"{what}; give a keypoint file", field, path)
     try:
+        check_unpacked_size(path, field)
         content = _read(path)
-        frames = [torch.as_tensor(frame, dtype=torch.float32).detach() for frame in content.pop("kps")]
-        fps, height, width = (float(content[key]) if key in content else None for key in ("fps", "height", "width"))
+    except InputError:
+        raise
     except Exception as error:  # the readers raise anything at all on damaged files, each of its own
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise InputError("refused, since it holds Python objects that can run code", field, path) from error
         raise InputError(f"is damaged or holds no keypoints ({type(error).__name__})", field, path) from error
-    if not frames or any(frame.shape != (3, 2) for frame in frames):
-        shapes = sorted({tuple(frame.shape) for frame in frames})
-        raise InputError(f"holds {len(frames)} frames of shapes {shapes}; needed are 1 or more of (3, 2)", field, path)
-    kps = torch.stack(frames)
+    try:
+        frames, facts = _find_kps(content)
+        kps = _to_tensor(frames)
+        fps, height, width = (_find_fact(facts, name) for name in FACT_LIMITS)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise InputError(f"holds no keypoints that can be read: {first_line(error)}", field, path) from error
     if not kps.isfinite().all():
         bad = (~kps.isfinite()).flatten(1).any(1).nonzero()[0].item()
         raise InputError(f"the keypoints of frame {bad} are not finite numbers; extract them again", field, path)
-    if any(fact is not None and not 0 < fact < float("inf") for fact in (fps, height, width)):
-        raise InputError(f"fps {fps}, height {height} and width {width} must be positive numbers", field, path)
     return KpsSequence(kps, fps, height and int(height), width and int(width))
 
 
-def _read(path: Path) -> dict:
-    """The file's `kps`, and whichever it holds of fps, height and width."""
+def _read(path: Path) -> Any:
+    """What the file holds: an array, a sequence of arrays, or a dictionary of them."""
     if path.suffix.lower() == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        with content as arrays:
+            return {name: arrays[name] for name in arrays.files if name in (*KPS_KEYS, *FACT_LIMITS)}
     if path.suffix.lower() == ".safetensors":
         with safetensors.safe_open(path, framework="pt") as file:
-            return {"kps": file.get_tensor("kps"), **(file.metadata() or {})}
+            names = [name for name in KPS_KEYS if name in file.keys()]  # noqa: SIM118
+            return {**(file.metadata() or {}), **{name: file.get_tensor(name) for name in names}}
     with torch.serialization.safe_globals(NUMPY_SAFE_GLOBALS):
-        return {"kps": torch.load(path, map_location="cpu", weights_only=True)}
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _find_kps(content: Any) -> tuple[Any, Mapping]:
+    """The keypoints in what a file holds, and what says fps, height and width."""
+    if not isinstance(content, Mapping):
+        return content, {}
+    if name := next((name for name in KPS_KEYS if name in content), None):
+        return content[name], content
+    if content and all(type(key) is int for key in content):
+        return [content[number] for number in sorted(content)], {}
+    raise ValueError(f"nothing in it is called {' or '.join(KPS_KEYS)}")
+
+
+def _find_fact(facts: Mapping, name: str) -> float | None:
+    value, (low, high) = facts.get(name), FACT_LIMITS[name]
+    if value is None:
+        return None
+    value = float(value)
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value:g} must be positive and sensible, {low:g} to {high:g}")
+    return value
+
+
+def _to_tensor(frames: Any) -> Tensor:
+    """Keypoints of a file, in one array or a sequence of frames -> (f 3 2) float32.
+
+    Raises:
+        TypeError: something that is no array of numbers.
+        ValueError: no frames, too many, or frames of other shapes.
+    """
+    if isinstance(frames, Tensor | np.ndarray) and frames.ndim == 2 and frames.shape[0] in NUM_POINTS:
+        frames = frames[None]  # a single frame
+    if isinstance(frames, Tensor | np.ndarray) and frames.ndim:
+        whole = _numbers(frames)
+        parts = {whole.shape[1:]: whole}
+    elif isinstance(frames, Sequence) and not isinstance(frames, str | bytes) and len(frames) <= MAX_FRAMES:
+        rows = [_numbers(frame) for frame in frames]
+        parts = {row.shape: row for row in rows}
+        whole = torch.stack(rows) if len(parts) == 1 else torch.zeros(len(rows), 0)
+    else:
+        raise TypeError(f"{type(frames).__name__} is no sequence of up to {MAX_FRAMES} frames")
+    fits = all(shape[-2:] in {(n, 2) for n in NUM_POINTS} and math.prod(shape[:-2]) == 1 for shape in parts)
+    if not len(whole) or len(whole) > MAX_FRAMES or len(parts) > 1 or not fits:
+        shapes = sorted(map(tuple, parts)) if len(whole) else []
+        raise ValueError(f"it holds {len(whole)} frames of shapes {shapes}; needed are 1 or more of (3, 2) or (5, 2)")
+    return whole.reshape(len(whole), -1, 2)[:, :3].contiguous()
+
+
+def _numbers(value: Any) -> Tensor:
+    """An array, or points in lists, as float32; nothing that is large by nesting alone."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iuf":
+        return torch.from_numpy(value.astype(np.float32))
+    if isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_complex()):
+        if value.numel() > 2 * max(NUM_POINTS) * MAX_FRAMES:
+            raise ValueError(f"a tensor of shape {tuple(value.shape)}")
+        return value.detach().to("cpu", torch.float32)
+    while isinstance(value, list | tuple) and len(value) == 1:
+        [value] = value
+    if isinstance(value, list | tuple) and all(isinstance(point, list | tuple) and len(point) == 2 for point in value):
+        return torch.tensor([[float(number) for number in point] for point in value])
+    raise TypeError(f"a frame is of type {type(value).__name__}, not an array of numbers")
 
 
 def save_kps(path: str | Path, sequence: KpsSequence, field: str = "kps_sequence_save_path") -> None:

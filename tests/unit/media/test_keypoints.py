@@ -1,6 +1,8 @@
 import logging
 import os
 import pickle
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +140,14 @@ def test_sample_files_load():
     assert load_kps(SAMPLES / "clip_c" / "long_kps.pth").kps.shape == (2700, 3, 2)
 
 
+def nested(depth: int) -> list:
+    """A list that is small in a file and of 2 ** depth numbers when followed."""
+    value = [1.0, 2.0]
+    for _ in range(depth):
+        value = [value, value]
+    return [value]
+
+
 class Malicious:
     def __init__(self, function, argument):
         self.call = (function, (argument,))
@@ -181,10 +191,20 @@ def test_damaged_files_are_input_errors(tmp_path):
     ("content", "message"),
     [
         ([], "holds 0 frames"),
-        ([np.zeros((5, 2), np.float32)], r"shapes \[\(5, 2\)\]"),
+        ([np.zeros((4, 2), np.float32)], r"shapes \[\(4, 2\)\]"),
+        (torch.zeros(4, 2, 3, 2), r"shapes \[\(2, 3, 2\)\]"),
+        (torch.zeros(0, 3, 2), "holds 0 frames"),
+        (torch.zeros(3, 2).expand(10**9, 3, 2), r"a tensor of shape \(1000000000, 3, 2\)"),
+        (torch.zeros(4, 3, 2).to_sparse(), "not an array of numbers"),
+        (torch.zeros(4, 3, 2, dtype=torch.complex64), "not an array of numbers"),
+        ([None, FACE], "a frame is of type NoneType"),
+        ({"points": FACE}, "nothing in it is called kps or keypoints"),
+        ({}, "nothing in it is called kps"),
+        ("text", "str is no sequence"),
         ([np.zeros((3, 2)), np.zeros((2, 2))], r"shapes \[\(2, 2\), \(3, 2\)\]"),
         (torch.zeros(4, 3), r"shapes \[\(3,\)\]"),
-        ({"kps": 1}, "damaged or holds no keypoints"),
+        ({"kps": 1}, "holds no keypoints"),
+        (nested(40), "holds no keypoints that can be read"),
         ([FACE, FACE * float("nan")], "keypoints of frame 1 are not finite"),
         ([FACE * float("inf")], "keypoints of frame 0 are not finite"),
     ],
@@ -195,7 +215,77 @@ def test_wrong_content_is_named(tmp_path, content, message):
         load_kps(tmp_path / "kps.pth")
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", ">f4", "longdouble"])
+@pytest.mark.parametrize("suffix", [".pth", ".npz"])
+def test_any_type_of_numbers_is_read(tmp_path, dtype, suffix):
+    kps = (ramp(4).numpy() % 100).astype(dtype)
+    if suffix == ".npz":
+        np.savez(tmp_path / "kps.npz", kps=kps)
+    else:
+        torch.save(list(kps), tmp_path / "kps.pth")
+    torch.testing.assert_close(load_kps(tmp_path / f"kps{suffix}").kps, ramp(4) % 100, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32, torch.int64])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_any_type_of_tensor_is_read(tmp_path, dtype, suffix):
+    path = tmp_path / f"kps{suffix}"
+    kps = (ramp(4) % 100).to(dtype)
+    save_file({"kps": kps}, path) if suffix == ".safetensors" else torch.save(kps, path)
+    assert torch.equal(load_kps(path).kps, kps.float())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda kps: kps[:, None],
+        lambda kps: kps[:, None, None],
+        lambda kps: list(kps[:, None]),
+        lambda kps: [[frame.tolist()] for frame in kps],
+        lambda kps: tuple(kps),
+        lambda kps: np.concatenate([kps, kps[:, :2]], axis=1),
+        lambda kps: [torch.from_numpy(np.concatenate([frame, frame[:2] + 9])) for frame in kps],
+        lambda kps: {"kps": kps},
+        lambda kps: {"keypoints": list(kps), "fps": 25.0, "width": 512, "height": None, "name": "x"},
+        lambda kps: dict(enumerate(kps)),
+        lambda kps: {10 + i: torch.from_numpy(frame)[None] for i, frame in reversed(list(enumerate(kps)))},
+    ],
+)
+def test_keypoints_in_other_shapes_are_read_as_what_they_are(tmp_path, change):
+    content = change(ramp(6).numpy())
+    torch.save(content, tmp_path / "kps.pth")
+    loaded = load_kps(tmp_path / "kps.pth")
+    assert torch.equal(loaded.kps, ramp(6))
+    assert (loaded.fps, loaded.width) == (
+        (25.0, 512) if isinstance(content, dict) and "fps" in content else (None, None)
+    )
+
+
+def test_a_single_frame_is_read(tmp_path):
+    for frame in (FACE, FACE.numpy(), torch.cat([FACE, FACE[:2]])):
+        torch.save(frame, tmp_path / "kps.pth")
+        assert torch.equal(load_kps(tmp_path / "kps.pth").kps, FACE[None])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pth"])
+def test_zip_bombs_are_refused_without_being_unpacked(tmp_path, suffix):
+    path = tmp_path / f"kps{suffix}"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("kps.npy", "w") as member:
+        for _ in range(300):
+            member.write(bytes(2**20))
+    assert path.stat().st_size < 2**20
+    tracemalloc.start()
+    with pytest.raises(InputError, match="unpacks to 300 MiB"):
+        load_kps(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
 def test_wrong_rates_and_keys_are_named(tmp_path):
+    for facts in ({"fps": 1e-300}, {"fps": 1e300}, {"width": 1e30}):
+        np.savez(tmp_path / "kps.npz", kps=ramp(3).numpy(), **facts)
+        with pytest.raises(InputError, match="must be positive and sensible"):
+            load_kps(tmp_path / "kps.npz")
     for facts in ({"fps": 0.0}, {"fps": -25.0}, {"fps": float("nan")}, {"height": 0}):
         np.savez(tmp_path / "kps.npz", kps=ramp(3).numpy(), **facts)
         with pytest.raises(InputError, match="must be positive"):
