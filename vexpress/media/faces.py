@@ -1,11 +1,7 @@
 """Finding faces with insightface's models from a local folder, and following one face through a video."""
 
-import contextlib
-import importlib.metadata
-import io
 import logging
-import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +9,19 @@ import numpy as np
 import torch
 
 from vexpress.errors import InputError
+from vexpress.media.insightface_models import MODULES, InsightFace, find_model_dir
 
 logger = logging.getLogger(__name__)
 
-MODULES = ("detection", "landmark_2d_106", "recognition")
 SMALL_FACE_SHARE = 0.1  # of the longer side of the picture
 FEW_PIXELS_SHARE = 0.125  # of the longer side of the video that is made: fewer px of face are a blurred face
 CROP_SCALE = 2.2  # side of a head-and-shoulders picture in sides of the face's box
 CROP_FACE_HEIGHT = 0.45  # where in the picture the middle of the face is, from the top
+FACE_CHOICES = ("largest", "leftmost")
 MAX_CHANGE = 0.5  # see _change; from one frame to the next, more than this is another person
+
+
+__all__ = ["MODULES", "Face", "FaceAnalyzer", "FaceDetector", "find_model_dir", "head_and_shoulders_box", "track_face"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,15 @@ class FaceDetector:
     def detect(self, image: np.ndarray) -> list[Face]:
         """Finds the faces in image (H W 3) uint8 RGB, the largest first."""
         raise NotImplementedError
+
+    def detect_each(self, frames: Iterable[np.ndarray]) -> Iterator[list[Face]]:
+        """Finds the faces in each frame of a video, see `detect`; a frame that is repeated is not looked at again."""
+        last = faces = None
+        for frame in frames:
+            if last is None or frame is not last and not np.array_equal(frame, last):
+                faces = self.detect(frame)
+            last = frame
+            yield faces
 
     def detect_main(
         self, image: np.ndarray, field: str = "reference_image_path", value: object = None, video_px: int = 512
@@ -114,81 +123,21 @@ class FaceAnalyzer(FaceDetector):
         modules: tuple[str, ...] = ("detection",),
         det_size: tuple[int, int] = (512, 512),
     ):
-        model_dir = find_model_dir(model_dir)
-        wanted = {"detection", *modules}
-        device = torch.device(device)
-        providers = _providers(device)
-        found = ", ".join(sorted(path.name for path in model_dir.glob("*.onnx")))
-        with contextlib.redirect_stdout(io.StringIO()):  # insightface and onnxruntime print on loading
-            from insightface.app import FaceAnalysis  # takes a second
-
-            try:
-                self._analysis = FaceAnalysis(str(model_dir), allowed_modules=list(wanted), providers=providers)
-            except AssertionError as error:
-                raise InputError(f"no face detector among {found}", "insightface_model_path", model_dir) from error
-            except Exception as error:  # onnxruntime and onnx raise types of their own for a damaged file
-                problem = f"cannot load {found} ({type(error).__name__}); get them again with `vexpress download`"
-                raise InputError(problem, "insightface_model_path", model_dir) from error
-            self._analysis.prepare(ctx_id=0 if len(providers) > 1 else -1, det_size=det_size)
-        if missing := wanted - set(self._analysis.models):
-            raise InputError(f"no model for {sorted(missing)} among {found}", "insightface_model_path", model_dir)
-        if device.type == "cuda" and "CUDAExecutionProvider" not in self.providers:
-            logger.warning(
-                "faces are detected on the CPU, since the onnxruntime in use has no working CUDA; to use the GPU: "
-                "pip install --force-reinstall --no-deps onnxruntime-gpu==%s",
-                _onnxruntime_gpu_version(),
-            )
+        self._network = InsightFace(model_dir, torch.device(device), modules, det_size)
 
     @property
     def providers(self) -> list[str]:
         """The onnxruntime execution providers that are active, not those that were asked for."""
-        return self._analysis.det_model.session.get_providers()
+        return self._network.providers
 
     def detect(self, image: np.ndarray) -> list[Face]:
-        """Finds the faces in image (H W 3) uint8 RGB, the largest first."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # scikit-image's, at each recognition
-            found = self._analysis.get(np.ascontiguousarray(image[..., ::-1]))  # insightface reads BGR
-        faces = [
-            Face(face.bbox, face.kps, float(face.det_score), face.landmark_2d_106, face.embedding) for face in found
-        ]
+        """Finds the faces in image (H W 3) uint8 RGB, the largest first.
+
+        Raises:
+            InputError: the models give something else than faces.
+        """
+        faces = [Face(**parts) for parts in self._network(image)]
         return sorted(faces, key=lambda face: face.size.prod(), reverse=True)
-
-
-def find_model_dir(model_dir: str | Path) -> Path:
-    """Returns the folder with the .onnx files: `model_dir` itself or models/buffalo_l below it.
-
-    Raises:
-        InputError: there are none.
-    """
-    for folder in (Path(model_dir), Path(model_dir) / "models" / "buffalo_l"):
-        if any(folder.glob("*.onnx")):
-            return folder
-    state = "has no .onnx files, nor has models/buffalo_l in it" if Path(model_dir).is_dir() else "is not a folder"
-    raise InputError(
-        f"{state}; get the face models with scripts/download_models.py, or give the folder that holds them",
-        "insightface_model_path",
-        model_dir,
-    )
-
-
-def _providers(device: torch.device) -> list:
-    """onnxruntime's execution providers for a device, of those that its build has."""
-    import onnxruntime
-
-    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        return [("CUDAExecutionProvider", {"device_id": device.index or 0}), "CPUExecutionProvider"]
-    return ["CPUExecutionProvider"]
-
-
-def _onnxruntime_gpu_version() -> str:
-    """The version of onnxruntime-gpu that is installed, or else the one that fits the build in use."""
-    import onnxruntime
-
-    try:
-        return importlib.metadata.version("onnxruntime-gpu")
-    except importlib.metadata.PackageNotFoundError:
-        return onnxruntime.__version__
 
 
 def head_and_shoulders_box(bbox: np.ndarray, width: int, height: int, min_side: int = 1) -> tuple[int, int, int, int]:
@@ -212,31 +161,84 @@ def head_and_shoulders_box(bbox: np.ndarray, width: int, height: int, min_side: 
 
 
 def track_face(
-    frames: Iterable[list[Face]], max_gap: int, field: str = "video_path", value: object = None
+    frames: Iterable[list[Face]],
+    max_gap: int,
+    field: str = "video_path",
+    value: object = None,
+    choose: str | int = "largest",
 ) -> tuple[np.ndarray, list[int]]:
-    """Follows one person through a video: the largest face of the first frame that has one.
+    """Follows one person through a video, from the first frame that shows a face on; tells which, if there are several.
 
     Args:
         frames: the faces of each frame, largest first; consumed one by one.
         max_gap: longest gap, in frames, in which the keypoints are interpolated, or held at the ends.
         field: the option that gave the video, for errors.
         value: what it was given, such as a path.
+        choose: whom to follow, in the first frame that leaves the choice: "largest", "leftmost", or a number, counted
+            from 0 from left to right.
 
     Returns:
         kps (f 5 2) float32 px, and the indices of the frames that were filled.
 
     Raises:
-        InputError: the face is missing for longer than `max_gap`; names the frames.
+        InputError: no frame with so many faces, or the face is missing for longer than `max_gap`; names the frames.
     """
+    check_face_choice(choose)
+    earlier: list[list[Face]] = []  # frames before the one that leaves the choice
     num_frames, last, found, others = 0, None, {}, []
     for index, faces in enumerate(frames):
         num_frames += 1
-        face = faces[0] if last is None and faces else _same_person(faces, last, others, is_fresh=index - 1 in found)
+        if last is None:
+            face = _choose(faces, choose)
+            if face is None:
+                earlier.append(faces)
+                continue
+            if len(faces) > 1:
+                place = "largest" if face is faces[0] else "not the largest"
+                logger.info(
+                    "`%s`%s: frame %d shows %d faces; followed is the one at x = %.0f, y = %.0f px (%s), chosen by %s",
+                    *(field, "" if value is None else f" {value}", index, len(faces), *face.center, place, choose),
+                )
+        else:
+            face = _same_person(faces, last, others, is_fresh=index - 1 in found)
         if face is not None:
-            last, found[index] = face, face.kps
+            last, found[index] = face, face
         others = [other for other in faces if other is not face]
     if not found:
+        most = max(map(len, earlier), default=0)
+        if most:
+            raise InputError(f"{field} shows at most {most} face(s) in a frame; they count from 0", "face", choose)
         raise InputError(f"no face was found in any of {num_frames} frames", field, value)
+    # The chosen one may have been seen before there was a choice.
+    first = min(found)
+    before, others_before = found[first], []
+    for index in reversed(range(first)):
+        face = _same_person(earlier[index], before, others_before, is_fresh=index + 1 in found)
+        if face is not None:
+            before, found[index] = face, face
+        others_before = [other for other in earlier[index] if other is not face]
+    return _fill_gaps({index: found[index].kps for index in sorted(found)}, num_frames, max_gap, field, value)
+
+
+def check_face_choice(choose: str | int) -> None:
+    """Raises an InputError unless `choose` is one of FACE_CHOICES or a number from 0 on."""
+    if choose not in FACE_CHOICES and (type(choose) is not int or choose < 0):
+        raise InputError(f"must be {', '.join(FACE_CHOICES)} or a number from 0 on", "face", choose)
+
+
+def _choose(faces: list[Face], choose: str | int) -> Face | None:
+    """Whom to follow among the faces of a frame, largest first; None where it does not leave the choice."""
+    if not faces or choose == "largest":
+        return faces[0] if faces else None
+    number = 0 if choose == "leftmost" else choose
+    from_left = sorted(faces, key=lambda face: face.center[0])
+    return from_left[number] if number < len(faces) else None
+
+
+def _fill_gaps(
+    found: dict[int, np.ndarray], num_frames: int, max_gap: int, field: str, value: object
+) -> tuple[np.ndarray, list[int]]:
+    """Interpolates keypoints (5 2) of some frames to (f 5 2) of all; gives also the frames that were filled."""
     filled = [index for index in range(num_frames) if index not in found]
     gaps = np.split(filled, np.flatnonzero(np.diff(filled) > 1) + 1) if filled else []
     too_long = [f"{gap[0]}-{gap[-1]}" for gap in gaps if len(gap) > max_gap]

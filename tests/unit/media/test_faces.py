@@ -1,6 +1,10 @@
 import logging
+import os
 import shutil
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +12,9 @@ import torch
 
 from tests.face_models import build_face_models, draw_face
 from vexpress.errors import InputError
-from vexpress.media.faces import Face, FaceAnalyzer, head_and_shoulders_box, track_face
+from vexpress.media.faces import MODULES, Face, FaceAnalyzer, head_and_shoulders_box, track_face
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def test_missing_models_are_named_without_a_download(tmp_path, monkeypatch):
         raise AssertionError("tried the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    with pytest.raises(InputError, match="^insightface_model_path=.*absent: is not a folder.*download_models.py"):
+    with pytest.raises(InputError, match="^insightface_model_path=.*absent: is not a folder.*vexpress download"):
         FaceAnalyzer(tmp_path / "absent")
     with pytest.raises(InputError, match="has no .onnx files"):
         FaceAnalyzer(tmp_path)
@@ -199,3 +205,115 @@ def test_following_real_detections(analyzer, caplog):
     kps, filled = track_face(map(analyzer.detect, images), max_gap=0)
     np.testing.assert_allclose(kps, truths, atol=1.5)
     assert filled == []
+
+
+# Choosing -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("choose", "x"), [("largest", 300), ("leftmost", 100), (0, 100), (1, 300), (2, 420)]
+)  # fmt: skip
+def test_the_person_to_follow_can_be_chosen_and_is_told(caplog, choose, x):
+    caplog.set_level(logging.INFO)
+    frames = [[face_at(300 + i, side=90), face_at(420 + i, side=60), face_at(100 + i, side=50)] for i in range(5)]
+    kps, filled = track_face(frames, max_gap=0, field="video_path", value="a.mp4", choose=choose)
+    np.testing.assert_allclose(kps[:, 2, 0], x + np.arange(5))
+    [record] = caplog.records
+    assert "`video_path` a.mp4: frame 0 shows 3 faces" in record.getMessage() and f"x = {x}" in record.getMessage()
+
+
+def test_a_single_face_is_no_choice_to_tell(caplog):
+    caplog.set_level(logging.INFO)
+    track_face([[face_at(100)]] * 3, max_gap=0)
+    assert not caplog.records
+
+
+def test_one_who_was_seen_before_the_others_came_is_followed_back():
+    ours, theirs = [face_at(300 + i, side=50) for i in range(6)], face_at(100)
+    frames = [[face] if i < 3 else [theirs, face] for i, face in enumerate(ours)]
+    kps, filled = track_face(frames, max_gap=0, choose=1)
+    np.testing.assert_allclose(kps, np.stack([face.kps for face in ours]))
+    assert filled == []
+
+
+def test_impossible_choices_are_named():
+    for choose in ("rightmost", -1, 1.5, True):
+        with pytest.raises(InputError, match="^face=.*must be largest, leftmost or a number"):
+            track_face([[face_at(100)]], max_gap=0, choose=choose)
+    with pytest.raises(InputError, match="^face=2: .* at most 2"):
+        track_face([[face_at(100)], [face_at(100), face_at(300)]], max_gap=5, choose=2)
+
+
+def test_repeated_frames_are_not_looked_at_again(analyzer, monkeypatch):
+    one, other = (picture(((200 + 50 * i, 240), 90))[0] for i in range(2))
+    frames = [one, one, one.copy(), other, one]
+    expected = [analyzer.detect(frame) for frame in frames]
+    looked_at, detect = [], FaceAnalyzer.detect
+    monkeypatch.setattr(FaceAnalyzer, "detect", lambda self, image: looked_at.append(image) or detect(self, image))
+    found = list(analyzer.detect_each(frames))
+    for [face], [wanted] in zip(found, expected):
+        np.testing.assert_array_equal(face.kps, wanted.kps)
+    assert len(looked_at) == 3
+
+
+# Odd models and pictures ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (1, 1), (2, 200000), (3, 3)])
+def test_pictures_of_any_shape_have_no_face_at_worst(analyzer, size):
+    assert analyzer.detect(np.zeros((*size, 3), np.uint8)) == []
+
+
+@pytest.mark.parametrize("name", ["brackets [1]", "a*b?", "ünï"])
+def test_folders_may_have_any_name(model_dir, tmp_path, name):
+    shutil.copytree(model_dir, tmp_path / name)
+    image, (kps,) = picture(((256, 240), 90))
+    np.testing.assert_allclose(FaceAnalyzer(tmp_path / name).detect(image)[0].kps, kps, atol=1.5)
+
+
+class OddNetwork(torch.nn.Module):
+    """Gives `num_outputs` outputs of `shape`, filled with `value`, whatever the image."""
+
+    def __init__(self, num_outputs, shape, value):
+        super().__init__()
+        self.num_outputs, self.shape, self.value = num_outputs, shape, value
+
+    def forward(self, images):
+        output = images.mean() * 0 + torch.full(self.shape, self.value)
+        return tuple(output + i for i in range(self.num_outputs))
+
+
+def export(path, network, size):
+    torch.onnx.export(
+        network, (torch.zeros(1, 3, *size),), str(path), input_names=["input"], dynamo=False, opset_version=17
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("num_outputs", "shape", "value"),
+    [(5, (4, 1), 1.0), (7, (4, 1), 1.0), (9, (4, 1), 1.0), (9, (8, 3), 1.0), (6, (1,), 1.0), (12, (8, 10), 1.0)],
+)
+def test_a_detector_with_odd_outputs_is_one_line(tmp_path, num_outputs, shape, value):
+    export(tmp_path / "det.onnx", OddNetwork(num_outputs, shape, value), (512, 512))
+    with pytest.raises(InputError, match="^insightface_model_path=") as raised:
+        FaceAnalyzer(tmp_path).detect(np.zeros((64, 64, 3), np.uint8))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("file", "size"), [("landmark_test", (192, 192)), ("recognition_test", (112, 112))])
+@pytest.mark.parametrize("shape", [(1, 7), (3,), (1, 212, 2)])
+def test_other_models_with_odd_outputs_are_one_line(model_dir, tmp_path, file, size, shape):
+    shutil.copytree(model_dir, tmp_path / "models")
+    export(tmp_path / "models" / f"{file}.onnx", OddNetwork(1, shape, 1.0), size)
+    with pytest.raises(InputError, match="^insightface_model_path="):
+        FaceAnalyzer(tmp_path / "models", modules=MODULES).detect(picture(((256, 240), 90))[0])
+
+
+def test_faces_with_numbers_that_are_not_finite_are_no_faces(model_dir, tmp_path):
+    shutil.copytree(model_dir, tmp_path / "models")
+    export(tmp_path / "models" / "recognition_test.onnx", OddNetwork(1, (1, 512), float("nan")), (112, 112))
+    assert FaceAnalyzer(tmp_path / "models", modules=MODULES).detect(picture(((256, 240), 90))[0]) == []
+
+
+def test_onnxruntime_writes_nothing_under_the_home_folder(model_dir, tmp_path):
+    program = "import sys; from vexpress.media.faces import FaceAnalyzer; FaceAnalyzer(sys.argv[1])"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
+    environment |= {"HOME": str(tmp_path), "MPLCONFIGDIR": str(tmp_path.parent)}
+    subprocess.run([sys.executable, "-c", program, str(model_dir)], env=environment, check=True, cwd=ROOT)
+    assert not [path for path in tmp_path.rglob("*") if "icrosoft" in str(path) or "onnx" in str(path)]
