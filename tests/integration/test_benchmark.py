@@ -1,16 +1,24 @@
-"""scripts/benchmark.py at tiny sizes: its tables are complete, and what shall be fast is the same."""
+"""`vexpress benchmark` at tiny sizes: its tables are complete, and what shall be fast is the same."""
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from scripts import benchmark
+from vexpress.benchmarks import full_run, loading, startup
+from vexpress.benchmarks.measuring import Stopwatch, Table, take_turns
+from vexpress.benchmarks.random_networks import build_pipeline
+from vexpress.benchmarks.settings import BENCHMARKS, FullRunSettings, StartupSettings, UNetSettings
+from vexpress.benchmarks.unet import build_denoisers
+from vexpress.cli import benchmark
+from vexpress.cli.program import run_program
 from vexpress.errors import InputError
 from vexpress.model_folder import ModelPaths
+from vexpress.options import SamplingOptions
 from vexpress.weights import load_networks
+
+CPU = torch.device("cpu")
 
 
 def table(capsys) -> dict[str, list[str]]:
@@ -43,19 +51,18 @@ def test_unet(capsys, size):
 
 def test_conditions_of_the_denoising_step_count():
     """Else the rows would agree whatever they leave out."""
-    args = benchmark.build_parser().parse_args(["unet", "--size", "tiny", "--height", "64", "--width", "64"])
-    args.context_frames = 2
+    settings = UNetSettings(size="tiny", height=64, width=64, context_frames=2)
+    torch.manual_seed(0)
     with torch.no_grad():
-        latents, denoisers = benchmark.build_denoisers(args, torch.device("cpu"), torch.float32)
+        latents, denoisers = build_denoisers(settings, CPU, torch.float32)
         step = (latents, torch.tensor(499), [[0, 1]])
         guided, conditional = denoisers["plain"](*step), denoisers["guidance 1"](*step)
     assert float((guided - conditional).norm() / guided.norm()) > 0.05
 
 
-def test_loading_writes_once_and_measures_what_is_there(capsys, tmp_path, monkeypatch):
+def test_loading_writes_once_and_measures_what_is_there(capsys, tmp_path):
     model_dir = tmp_path / "model"
-    arguments = ["loading", "--size", "tiny", "--model_dir", str(model_dir), "--file_dtype", "fp16"]
-    benchmark.main(arguments)
+    benchmark.main(["loading", "--size", "tiny", "--model_dir", str(model_dir), "--file_dtype", "fp16"])
     rows = table(capsys)
     assert list(rows) == [
         "loading",
@@ -70,14 +77,13 @@ def test_loading_writes_once_and_measures_what_is_there(capsys, tmp_path, monkey
     written = {path: path.stat().st_mtime_ns for path in (model_dir / "v-express").glob("*.bin")}
     assert {path.stem for path in written} == names
     paths = ModelPaths.from_model_dir(model_dir, vae_path=str(model_dir), audio_encoder_path=str(model_dir))
-    assert all(
-        torch.isfinite(weight).all() for network in load_networks(paths).values() for weight in network.parameters()
-    )
+    networks = load_networks(paths)
+    assert all(torch.isfinite(weight).all() for network in networks.values() for weight in network.parameters())
 
     # The second time in this process: importing torch in a fresh one takes most of this test.
-    monkeypatch.setattr(benchmark.concurrent.futures, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
-    benchmark.main(arguments)
-    assert table(capsys)["files"] == rows["files"]
+    found = loading.load_and_measure(model_dir)
+    assert found["size"] == sum(2 * w.numel() for network in networks.values() for w in network.state_dict().values())
+    assert found["seconds"] > 0
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
@@ -96,21 +102,89 @@ def test_full_run(capsys):
     assert seconds["all but building"] == pytest.approx(total, abs=0.031)
 
 
+def test_the_parts_of_a_full_run_are_the_pipelines():
+    settings = FullRunSettings(size="tiny", height=64, width=72, num_frames=5, steps=2)
+    options = SamplingOptions(num_inference_steps=2, context_frames=3, context_overlap=1)
+    torch.manual_seed(0)
+    pipeline = build_pipeline("tiny", CPU, torch.float32)
+    inputs = full_run.random_inputs(settings, pipeline.audio_processor.sampling_rate)
+    noise = torch.randn(1, 4, 5, 8, 9)
+    latents = full_run.run_parts(pipeline, inputs, noise.clone(), options, CPU, Stopwatch(CPU))
+    whole = pipeline(**inputs, latents=noise.clone(), options=options, output_type="latent").frames
+    torch.testing.assert_close(latents, whole, rtol=0, atol=0)
+
+
 def test_data(capsys):
     benchmark.main(
         ["data", "--height", "64", "--width", "72", "--clip_seconds", "2", "--num_samples", "2", "--num_frames", "3"]
     )
     rows = table(capsys)
-    assert list(rows) == ["decoding", "only the frames needed", "the whole clip"]
-    for samples_per_second, difference in list(rows.values())[1:]:
-        assert float(samples_per_second) > 0
-        assert float(difference) < 1e-4
+    frames = ["its frames: only those decoded", "its frames: the whole clip decoded"]
+    assert list(rows) == ["reading", "a training sample", *frames]
+    for per_second, ratio, difference in (rows[name] for name in frames):
+        assert float(per_second) > 0
+        assert float(ratio) > 0
+        assert int(difference) == 0
+
+
+def test_startup(capsys, monkeypatch):
+    monkeypatch.delitem(startup.COMMANDS, startup.DEFAULT_RUN)  # which takes as long as all tests of this file
+    benchmark.main(["startup", "--rounds", "1"])
+    rows = table(capsys)
+    assert rows.pop("command") == ["median s", "fastest s", "median to python's"]
+    assert list(rows) == [*startup.COMMANDS]
+    assert rows[startup.PASS][-1] == "1.0"
+    assert all(float(ratio) > 0.5 for *_, ratio in rows.values())
+
+
+def test_two_checkouts_are_compared(tmp_path):
+    """Each writes a clip, one of them frames that are brighter by 8."""
+    program = """
+import numpy as np
+from vexpress.media.video import write_video
+from pathlib import Path
+Path("output").mkdir(exist_ok=True)
+write_video("output/demo.mp4", [np.full((32, 32, 3), LEVEL, np.uint8)] * 3, 25)
+"""
+    for name, level in (("this", "60"), ("other", "68")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "inference.py").write_text(program.replace("LEVEL", level))
+    (tmp_path / "work").mkdir()
+    rows = startup.compare_checkouts({name: tmp_path / name for name in ("this", "other")}, 1, tmp_path / "work").rows
+    assert [row[0] for row in rows] == ["this", "other"]
+    assert rows[1][3] == "1.000"
+    assert 7 <= int(rows[0][4]) <= 9
+
+
+def test_a_program_that_fails_ends_the_benchmark(tmp_path):
+    with pytest.raises(InputError, match="ended with 2, not 0: error: unrecognized arguments: --sing"):
+        startup.run_command([*startup.COMMAND, "generate", "--sing"], 0, tmp_path)
+    with pytest.raises(InputError, match="other=/nowhere: .*inference.py: no such file"):
+        startup.measure(StartupSettings(rounds=1, other="/nowhere"))
+
+
+def test_turns_are_taken():
+    calls = []
+    rows = {name: lambda name=name: calls.append(name) or name.upper() for name in "ab"}
+    seconds, results = take_turns(rows, repeats=2, warmup=1)
+    assert "".join(calls) == "ababab"
+    assert results == {"a": "A", "b": "B"}
+    assert [len(times) for times in seconds.values()] == [2, 2]
+    assert Table(["x", "y"], [["long", "1"]]).format() == "x     y\nlong  1"
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_benchmark_has_help(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main([name, "--help"])
+    assert caught.value.code == 0
+    assert BENCHMARKS[name].__doc__.split()[0] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "command"),
+        ([], "required: benchmark"),
         (["train"], "invalid choice"),
         (["unet", "--bad", "1"], "--bad"),
         (["unet", "--repeats", "-3"], "--repeats -3: must be 1 to 1000"),
@@ -119,16 +193,17 @@ def test_data(capsys):
         (["unet", "--context_frames", "33"], "--context_frames 33: must be 1 to 32"),
         (["unet", "--dtype", "fp8"], "--dtype"),
         (["full_run", "--steps", "0"], "--steps 0"),
-        (["full_run", "--width", "32"], "--width 32: must be 64 to"),
+        (["full_run", "--width", "32"], "--width 32: must be a multiple of 8, 64 to"),
         (["data", "--clip_seconds", "nan"], "--clip_seconds nan"),
         (["data", "--meta_path", "/nowhere/meta.json"], "/nowhere/meta.json"),
-        (["loading", "--size", "tiny", "--model_dir", __file__], "--model_dir .*cannot be made"),
+        (["loading", "--size", "tiny", "--model_dir", __file__], f"--model_dir {__file__}: cannot be made"),
+        (["startup", "--rounds", "0"], "--rounds 0: must be 1 to"),
     ],
 )
-def test_bad_flags_are_one_line(arguments, message):
-    with pytest.raises(InputError, match=message) as caught:
-        benchmark.main(arguments)
-    assert "\n" not in str(caught.value)
+def test_bad_flags_are_one_line(arguments, message, capsys):
+    assert run_program(lambda: benchmark.main(arguments)) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("INFO")]
+    assert message in line
 
 
 def test_too_little_space_is_found_before_writing(monkeypatch, tmp_path):

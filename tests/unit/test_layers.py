@@ -13,7 +13,7 @@ LAYERS = [
     ["vexpress.audio_features", "vexpress.diffusion", "vexpress.media", "vexpress.models"],
     ["vexpress.data", "vexpress.weights"],
     ["vexpress.pipeline", "vexpress.prepare", "vexpress.request", "vexpress.training"],
-    ["vexpress.evaluation"],
+    ["vexpress.benchmarks", "vexpress.evaluation"],
     ["vexpress.cli"],
     ["inference", "scripts", "train", "vexpress.__main__"],
 ]
@@ -25,7 +25,7 @@ FILES = sorted(
     for path in ([ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"))
     if path != FRONT
 )
-LIGHT = ["errors", "fields", "files", "logs", "model_folder", "options", "evaluation.settings", "prepare.settings"]
+LIGHT = ["errors", "fields", "files", "logs", "model_folder", "options", "benchmarks.settings", "evaluation.settings", "prepare.settings"]
 """Modules that flags are made of: they must not import torch."""
 
 

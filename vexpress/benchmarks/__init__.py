@@ -1,0 +1,1 @@
+"""Benchmarks: small programs that each measure one thing, with random weights, so that nothing needs a download."""

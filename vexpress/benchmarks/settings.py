@@ -1,0 +1,90 @@
+"""What each benchmark can be told: options with their bounds."""
+
+from dataclasses import dataclass
+
+from vexpress.fields import check_fields, option
+from vexpress.options import DTYPES
+
+SIZES = ("released", "tiny")
+
+
+def _pixels(default: int, what: str) -> int:
+    return option(default, f"{what} of the video", low=64, high=4096, multiple=8, unit="px")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    def __post_init__(self):
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class NetworkSettings(_Settings):
+    """What benchmarks of networks have in common."""
+
+    size: str = option("released", "size of the networks", choices=SIZES)
+    device: str | None = option(None, "unset: what is there", choices=("cuda", "cpu", "mps"), type=str)
+    gpu_id: int = option(0, "index of the CUDA device", low=0, high=1023)
+    dtype: str | None = option(None, "number type; unset: fp16 on cuda, else fp32", choices=DTYPES, type=str)
+
+
+@dataclass(frozen=True)
+class UNetSettings(NetworkSettings):
+    """Times a denoising step of one window, with each of our savings."""
+
+    height: int = _pixels(512, "height")
+    width: int = _pixels(512, "width")
+    context_frames: int = option(24, "frames of the window", low=1, high=32)
+    repeats: int = option(5, "timed turns, of which the median is shown", low=1, high=1000)
+    warmup: int = option(1, "turns before that", low=1, high=1000)
+    compile: bool = option(False, "also time torch.compile, which traces for minutes")
+
+
+@dataclass(frozen=True)
+class LoadingSettings(_Settings):
+    """Measures the peak memory of loading the networks; writes up to 12 GB to disk."""
+
+    size: str = option("released", "size of the networks", choices=SIZES)
+    model_dir: str | None = option(None, "keeps the files, or measures what is there; unset: temporary", type=str)
+    file_dtype: str = option("fp32", "number type of files that are written", choices=DTYPES)
+
+
+@dataclass(frozen=True)
+class FullRunSettings(NetworkSettings):
+    """Times each part of the way from waveform to frames."""
+
+    height: int = _pixels(256, "height")
+    width: int = _pixels(256, "width")
+    num_frames: int = option(2, "frames of the video", low=1, high=10_000)
+    steps: int = option(2, "denoising steps", low=1, high=1000)
+    save_gpu_memory: bool = option(False, "networks are on the GPU only while they work")
+
+
+@dataclass(frozen=True)
+class DataSettings(_Settings):
+    """Times reading a training sample, and its frames in two ways."""
+
+    height: int = _pixels(512, "height")
+    width: int = _pixels(512, "width")
+    meta_path: str | None = option(None, "metadata file of a data set; unset: a clip is made", type=str)
+    clip_seconds: float = option(20.0, "length of the clip that is made", low=2, high=3600, unit="s")
+    num_frames: int = option(8, "frames of a sample", low=1, high=1000)
+    num_samples: int = option(20, "samples that are read", low=1, high=100_000)
+
+
+@dataclass(frozen=True)
+class StartupSettings(_Settings):
+    """Times the command from its start: help, a wrong flag, and a default run; or default runs of two checkouts."""
+
+    rounds: int = option(5, "runs of each command, in turns", low=1, high=1000)
+    other: str | None = option(None, "another checkout: default runs of both are compared", type=str)
+
+
+BENCHMARKS = {
+    "unet": UNetSettings,
+    "loading": LoadingSettings,
+    "full_run": FullRunSettings,
+    "data": DataSettings,
+    "startup": StartupSettings,
+}
+"""Module of this package -> its settings."""
