@@ -25,7 +25,17 @@ FILES = sorted(
     for path in ([ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("*.py"))
     if path != FRONT
 )
-LIGHT = ["errors", "fields", "files", "logs", "model_folder", "options", "benchmarks.settings", "evaluation.settings", "prepare.settings"]
+LIGHT = [
+    "errors",
+    "fields",
+    "files",
+    "logs",
+    "model_folder",
+    "options",
+    "benchmarks.settings",
+    "evaluation.settings",
+    "prepare.settings",
+]
 """Modules that flags are made of: they must not import torch."""
 
 
