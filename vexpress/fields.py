@@ -23,9 +23,10 @@ def option(
     """A field of a dataclass that `check_fields` can check and doors can show.
 
     Args:
-        default: its type is the option's, unless `type` is among `facts`.
+        default: its type is the option's, unless `type` is among `facts`. A tuple has as many items as the default; a
+            list any number, of the type that `items` among `facts` names.
         help: one line, for flags, pages and schemas.
-        low: smallest value allowed, likewise `high`: the largest.
+        low: smallest value allowed, also of each item, likewise `high`: the largest.
         choices: all values allowed.
         multiple: the value must be a multiple of this.
         unit: of a number, such as "px".
@@ -40,8 +41,15 @@ def option(
 
 
 def kind_of(field: dataclasses.Field) -> type:
-    """The type of an option's values: int, float, bool or str."""
-    return field.metadata.get("type") or type(field.default)
+    """The type of an option's values: int, float, bool, str, list, tuple or dict."""
+    if "type" in field.metadata:
+        return field.metadata["type"]
+    return type(field.default if field.default_factory is dataclasses.MISSING else field.default_factory())
+
+
+def item_kind_of(field: dataclasses.Field) -> type:
+    """The type of the items of an option that is a list or tuple."""
+    return field.metadata.get("items") or type(field.default[0])
 
 
 def check_fields(values: Any, prefix: str = "") -> None:
@@ -65,18 +73,31 @@ def check_value(field: dataclasses.Field, value: Any, prefix: str = "") -> None:
     Raises:
         InputError: as `check_fields`.
     """
-    facts, kind = field.metadata, kind_of(field)
-    if value is None and facts["optional"]:
+    if value is None and field.metadata["optional"]:
         return
+    kind = kind_of(field)
+    if kind in (list, tuple):  # libraries that read configurations make lists of tuples
+        fits = isinstance(value, list | tuple) and all(_fits(field, item_kind_of(field), item) for item in value)
+        fits = fits and (kind is list or len(value) == len(field.default))
+    else:
+        fits = _fits(field, kind, value)
+    if not fits:
+        raise InputError(f"must be {allowed_values(field)}", f"{prefix}{field.name}", value)
+
+
+def _fits(field: dataclasses.Field, kind: type, value: Any) -> bool:
+    """Whether a value or an item is of this type and within the field's bounds."""
+    facts = field.metadata
     fits = type(value) is kind or (kind is float and type(value) is int)
     if fits and facts["choices"] is not None:
         fits = value in facts["choices"]
+    if fits and kind is str:
+        fits = "\0" not in value  # no path, name or text of ours holds one, and the system refuses it
     if fits and kind in (int, float):
         low, high = (math.inf * sign if facts[key] is None else facts[key] for key, sign in (("low", -1), ("high", 1)))
-        fits = math.isfinite(value) and low <= value <= high
+        fits = low <= value <= high and math.isfinite(value)  # in this order: a huge int is no float
         fits = fits and not (facts["multiple"] and value % facts["multiple"])
-    if not fits:
-        raise InputError(f"must be {allowed_values(field)}", f"{prefix}{field.name}", value)
+    return fits
 
 
 def allowed_values(field: dataclasses.Field) -> str:
@@ -86,16 +107,25 @@ def allowed_values(field: dataclasses.Field) -> str:
         return f"one of {', '.join(map(str, facts['choices']))}"
     if kind is bool:
         return "true or false"
+    if kind is dict:
+        return "keys and values"
+    if kind in (list, tuple):
+        items = "texts" if item_kind_of(field) is str else f"numbers, each {_bounds(field)}"
+        return f"a list of {'' if kind is list else f'{len(field.default)} '}{items}"
     if kind is str:
         return "a text"
     what = "a whole number" if kind is int else "a number"
     if facts["multiple"]:
         what = f"a multiple of {facts['multiple']}"
-    low, high = facts["low"], facts["high"]
-    bounds = f"{low} to {high}" if None not in (low, high) else f"{low} or more" if low is not None else ""
+    bounds = _bounds(field)
     if not facts["multiple"] and bounds:
         return bounds
     return f"{what}, {bounds}" if bounds else what
+
+
+def _bounds(field: dataclasses.Field) -> str:
+    low, high = field.metadata["low"], field.metadata["high"]
+    return f"{low} to {high}" if None not in (low, high) else f"{low} or more" if low is not None else ""
 
 
 def check_range(key: str, value: float, low: float, high: float) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from scripts.demo.shortcut_dataset import NOSE_SHIFT
 from vexpress.options import STAGES
-from vexpress.training.config import TrainConfig, load_config
+from vexpress.training.config import TrainConfig
+from vexpress.training.config_file import load_config
 
 FULL, PLAIN, SHORTCUT = "full", "plain", "shortcut"
 """Key of the recipe itself among `VARIANTS`; the two kinds of training data."""

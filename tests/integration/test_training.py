@@ -22,7 +22,7 @@ from vexpress.cli import train
 from vexpress.cli.program import run_program
 from vexpress.errors import InputError
 from vexpress.model_folder import ModelPaths
-from vexpress.training.config import load_config
+from vexpress.training.config_file import load_config
 from vexpress.training.randomness import random_parts
 from vexpress.training.trainer import Trainer
 from vexpress.weights import load_networks

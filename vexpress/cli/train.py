@@ -25,7 +25,8 @@ from vexpress.logs import set_up_logging
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.video import constant_rate, probe_video, read_frames, write_video
 from vexpress.pipeline import VExpressPipeline
-from vexpress.training.config import TrainConfig, load_config
+from vexpress.training.config import TrainConfig
+from vexpress.training.config_file import load_config
 from vexpress.training.setup import describe_plan
 from vexpress.training.stages import TrainingNetworks
 from vexpress.training.trainer import Trainer

@@ -1,68 +1,64 @@
 """What a training sample is made of: the `data` part of a training configuration."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vexpress.errors import InputError
-from vexpress.fields import check_range
+from vexpress.fields import check_fields, option
+
+DROP_GRANULARITIES = ("frame", "clip")
 
 
 @dataclass
 class DataConfig:
-    """What a sample is made of."""
+    """What a training sample is made of.
 
-    meta_paths: list[str] = field(default_factory=list)
-    """Metadata JSON files, as written by scripts/prepare_dataset."""
-    train_bs: int = 1
-    """Samples per process and micro-batch."""
-    train_width: int = 512
-    """px."""
-    train_height: int = 512
-    """px."""
-    num_frames: int = 8
-    """Frames per sample."""
-    sample_rate: int = 1
-    """Distance between neighbouring frames of a sample, in frames of the video."""
-    reference_margin: int = 30
-    """Least distance of the reference frame from the sample's frames, in frames of the video."""
-    num_padding_audio_frames: int = 2
-    """Frames of audio context on each side of a frame."""
-    flip_rate: float = 0.0
-    """Probability of mirroring a sample, 0 to 1."""
-    crop_ratio: tuple[float, float] = (0.9, 1.0)
-    """Range of the random crop's width to height; (1, 1) switches cropping off for square videos."""
-    lip_mask_scale: float = 2.0
-    """How much wider and higher than the lips the mask is."""
-    lip_loss_weight: float = 1.0
-    """Weight of the loss inside of the lip mask; 1 weighs all alike."""
-    kps_drop_rate: float = 0.0
-    """Probability that keypoint features are dropped, 0 to 1."""
-    reference_drop_rate: float = 0.0
-    """Probability that the reference is dropped, 0 to 1."""
-    audio_drop_rate: float = 0.0
-    """Probability that a sample loses its audio alone, 0 to 1; trains what `--guidance audio` guides away from."""
-    drop_granularity: str = "frame"
-    """"frame" draws for every frame, "clip" for every sample."""
-    latent_cache_dir: str | None = None
-    """Folder of scripts/prepare_dataset/cache_latents.py; needs crop_ratio (1, 1)."""
-    num_workers: int = 2
-    """Processes that decode."""
+    Raises:
+        InputError: a value is out of bounds.
+    """
+
+    meta_paths: list[str] = option([], "metadata JSON files, as written by `vexpress prepare`", items=str)
+    train_bs: int = option(1, "samples per process and micro-batch", low=1, high=4096)
+    train_width: int = option(512, "width of the frames", low=16, high=4096, multiple=8, unit="px")
+    train_height: int = option(512, "height of the frames", low=16, high=4096, multiple=8, unit="px")
+    num_frames: int = option(8, "frames per sample", low=1, high=1000)
+    sample_rate: int = option(1, "step between the frames of a sample", low=1, high=1000, unit="frames of the video")
+    reference_margin: int = option(
+        30,
+        "smallest distance of the reference frame from the frames of the sample",
+        low=0,
+        high=1_000_000,
+        unit="frames of the video",
+    )
+    num_padding_audio_frames: int = option(2, "frames of audio on each side of a frame", low=0, high=100)
+    flip_rate: float = option(0.0, "probability that a sample is mirrored", low=0, high=1)
+    crop_ratio: tuple[float, float] = option(
+        (0.9, 1.0),
+        "smallest and largest width / height of the random crop; [1, 1] does not crop square videos",
+        low=0.01,
+        high=100,
+    )
+    lip_mask_scale: float = option(2.0, "size of the lip mask, relative to the lips", low=0.1, high=100)
+    lip_loss_weight: float = option(
+        1.0, "weight of the loss inside the lip mask; 1 weighs all pixels the same", low=0, high=1e6
+    )
+    kps_drop_rate: float = option(0.0, "probability that keypoint features are dropped", low=0, high=1)
+    reference_drop_rate: float = option(0.0, "probability that the reference is dropped", low=0, high=1)
+    audio_drop_rate: float = option(
+        0.0,
+        "probability that only the audio of a sample is dropped; needed for sampling with guidance=audio",
+        low=0,
+        high=1,
+    )
+    drop_granularity: str = option(
+        "frame", "whether keypoints and reference are dropped per frame or per clip", choices=DROP_GRANULARITIES
+    )
+    latent_cache_dir: str | None = option(
+        None, "folder of latents from `vexpress cache-latents`; needs crop_ratio [1, 1]", type=str
+    )
+    num_workers: int = option(2, "processes that decode videos", low=0, high=1024)
 
     def __post_init__(self):
-        check_range("data.train_bs", self.train_bs, 1, 4096)
-        check_range("data.num_frames", self.num_frames, 1, 1000)
-        check_range("data.sample_rate", self.sample_rate, 1, 1000)
-        check_range("data.reference_margin", self.reference_margin, 0, 1_000_000)
-        check_range("data.lip_loss_weight", self.lip_loss_weight, 0, 1e6)
-        check_range("data.num_workers", self.num_workers, 0, 1024)
-        check_range("data.num_padding_audio_frames", self.num_padding_audio_frames, 0, 100)
-        check_range("data.lip_mask_scale", self.lip_mask_scale, 0.1, 100)
-        for name in ("flip_rate", "kps_drop_rate", "reference_drop_rate", "audio_drop_rate"):
-            check_range(f"data.{name}", getattr(self, name), 0, 1)
-        for name in ("train_width", "train_height"):
-            if getattr(self, name) % 8 or getattr(self, name) < 16:
-                raise InputError(f"data.{name}={getattr(self, name)}: must be a multiple of 8, 16 or more")
+        check_fields(self, "data.")
         low, high = self.crop_ratio
-        if not 0 < low <= high:
-            raise InputError("must be two numbers, 0 < low <= high", "data.crop_ratio", list(self.crop_ratio))
-        if self.drop_granularity not in ("frame", "clip"):
-            raise InputError("allowed are frame and clip", "data.drop_granularity", self.drop_granularity)
+        if low > high:
+            raise InputError("must be two numbers, low <= high", "data.crop_ratio", list(self.crop_ratio))

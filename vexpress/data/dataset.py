@@ -26,10 +26,10 @@ from vexpress.data.config import DataConfig
 from vexpress.data.formats import ClipRecord, load_audio_embeds, load_face_info, load_metadata
 from vexpress.data.transforms import (
     central_geometry,
+    lip_corners,
     random_flip,
     random_geometry,
     render_lip_mask,
-    lip_corners,
     scaled_box,
     transform_frames,
     transform_kps,

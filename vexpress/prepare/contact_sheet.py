@@ -1,4 +1,4 @@
-"""A picture of a prepared data set: what training will see of some of its frames."""
+"""A picture of a prepared data set: what training sees of some of its frames."""
 
 import textwrap
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ OK_COLOUR, PROBLEM_COLOUR, TEXT_COLOUR, BACKGROUND = (120, 230, 120), (255, 110,
 CELL_PX, LINE_PX, LETTER_PX, GAP_PX = 320, 26, 9, 6
 
 
-def draw_contact_sheet(
+def render_contact_sheet(
     records: Sequence[ClipRecord],
     reports: Sequence[ClipReport],
     folder: Path,
@@ -29,15 +29,15 @@ def draw_contact_sheet(
     num_clips: int = 8,
     num_frames: int = 4,
 ) -> np.ndarray:
-    """Draws frames of clips, those with problems first, with keypoints, lip box and lip mask.
+    """Renders frames of clips, those with problems first, with keypoints, lip box and lip mask.
 
     Args:
-        records: of the metadata, with their reports.
-        reports: from `verify_clip`.
+        records: rows of the metadata.
+        reports: their reports, from `verify_clip`.
         folder: paths are shown relative to it.
-        lip_mask_scale: how much larger than the lips the mask is.
-        num_clips: at most so many.
-        num_frames: of each clip, evenly spaced from its first to its last.
+        lip_mask_scale: size of the mask, relative to the lips.
+        num_clips: most clips that are shown.
+        num_frames: frames of each clip, evenly spaced from first to last.
 
     Returns:
         (H W 3) uint8 RGB.
@@ -48,11 +48,11 @@ def draw_contact_sheet(
     _write(legend, "box: lips", 230, LIP_COLOUR)
     _write(legend, f"tinted: lip mask, {lip_mask_scale:g} times as large, in cells of the latent", 340, MASK_COLOUR)
     chosen = sorted(range(len(reports)), key=lambda index: not reports[index].problems)[:num_clips]
-    rows = [_draw_row(records[i], reports[i], folder, lip_mask_scale, num_frames, width) for i in chosen]
+    rows = [_render_row(records[i], reports[i], folder, lip_mask_scale, num_frames, width) for i in chosen]
     return np.concatenate([legend, *rows])
 
 
-def _draw_row(
+def _render_row(
     record: ClipRecord, report: ClipReport, folder: Path, lip_mask_scale: float, num_frames: int, width: int
 ) -> np.ndarray:
     facts = [shorten(report.video, folder)]
@@ -70,16 +70,16 @@ def _draw_row(
         last = min(face_info.num_frames, report.num_frames or 0) - 1
         frame_ids = np.linspace(0, max(last, 0), num_frames).round().astype(int).tolist()
         frames = read_frames_at(record.video, frame_ids)
-    except InputError:  # stands in the lines above
+    except InputError:  # the report above says it
         return np.concatenate(parts)
     gap = np.full((round(frames.shape[1] * CELL_PX / frames.shape[2]), GAP_PX, 3), BACKGROUND, np.uint8)
     cells = [gap]
     for index, frame in zip(frame_ids, frames):
-        cells += [_draw_cell(frame, face_info, index, lip_mask_scale), gap]
+        cells += [_render_cell(frame, face_info, index, lip_mask_scale), gap]
     return np.concatenate([*parts, np.concatenate(cells, axis=1), np.full_like(title[:GAP_PX], BACKGROUND)])
 
 
-def _draw_cell(frame: np.ndarray, face_info: FaceInfo, index: int, lip_mask_scale: float) -> np.ndarray:
+def _render_cell(frame: np.ndarray, face_info: FaceInfo, index: int, lip_mask_scale: float) -> np.ndarray:
     height, width, _ = frame.shape
     scale = CELL_PX / width
     size = (CELL_PX, round(height * CELL_PX / width))

@@ -1,6 +1,7 @@
-"""Where weights come from before training. Each mapping is a function that tells what it loaded, missed and left."""
+"""Where the weights come from before training. Each mapping reports which keys it loaded, missed and did not use."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,30 +135,49 @@ def build_training_networks(config: TrainConfig) -> TrainingNetworks:
     """Builds the four networks and gives them the weights that a stage starts from, in fp32.
 
     Raises:
-        InputError: a file is missing or does not fit.
+        InputError: a file is missing or does not fit, or the networks are too large for this machine.
     """
-    init = config.init
+    init, stage = config.init, STAGES[config.train_stage]
+    if init.motion_module_path and stage.has_trained_motion:
+        raise InputError(
+            f"would replace what the stage before {config.train_stage} has trained: unset it",
+            "init.motion_module_path",
+            init.motion_module_path,
+        )
     torch.manual_seed(config.seed)  # for what no file gives
     if init.source == "stage":
         networks = TrainingNetworks(**load_networks(ModelPaths.from_model_dir(init.path, networks_only=True)))
     else:
-        unet_config_path = Path(config.model.unet_config_path or Path(config.base_model_path) / "unet" / "config.json")
-        networks = TrainingNetworks(
-            **build_networks(unet_config_path, config.model.v_kps_guider, config.model.audio_projection)
-        )
+        networks = _build_new(config)
         if init.source == "unet":
             load_unet_folder(networks, Path(init.path or Path(config.base_model_path) / "unet"))
         elif init.source == "animate_anyone":
             load_animate_anyone(networks, Path(init.path))
         networks.denoising_unet.silence_motion()
     _check_widths(networks)
-    if STAGES[config.train_stage].starts_silent or init.source != "stage":
+    if stage.starts_silent or init.source != "stage":
         networks.denoising_unet.silence_audio()
     if init.motion_module_path:
         load_animatediff_motion(networks.denoising_unet, Path(init.motion_module_path))
-    if STAGES[config.train_stage].starts_silent:
+    if stage.starts_silent:  # again: the checkpoint's modules are not silent
         networks.denoising_unet.silence_motion()
     return networks
+
+
+def _build_new(config: TrainConfig) -> TrainingNetworks:
+    """Networks of the configured sizes, with random weights."""
+    unet_config_path = Path(config.model.unet_config_path or Path(config.base_model_path) / "unet" / "config.json")
+    sizes = (unet_config_path, config.model.v_kps_guider, config.model.audio_projection)
+    with torch.device("meta"):  # nothing is allocated: a width may be a million
+        num_bytes = sum(p.nbytes for network in build_networks(*sizes).values() for p in network.parameters())
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if num_bytes > memory_bytes:
+        raise InputError(
+            f"model: networks of these sizes have {num_bytes / 2**30:.0f} GiB of weights, this machine has "
+            f"{memory_bytes / 2**30:.0f} GiB of memory; see {unet_config_path}, model.v_kps_guider and "
+            "model.audio_projection"
+        )
+    return TrainingNetworks(**build_networks(*sizes))
 
 
 def _check_widths(networks: TrainingNetworks) -> None:

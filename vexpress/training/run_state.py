@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vexpress.errors import InputError, first_line
 from vexpress.model_folder import INFERENCE_DEFAULTS, LAYOUT, read_config
-from vexpress.training.config import TrainConfig, differing_keys, load_config
+from vexpress.training.config import TrainConfig
+from vexpress.training.config_file import differing_keys, load_config
 from vexpress.training.stages import TrainingNetworks
 from vexpress.weights import save_networks
 

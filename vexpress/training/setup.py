@@ -7,7 +7,8 @@ from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlu
 from accelerate.utils import DistributedType, ProjectConfiguration
 
 from vexpress.errors import InputError
-from vexpress.training.config import TrainConfig, format_config
+from vexpress.training.config import TrainConfig
+from vexpress.training.config_file import format_config
 from vexpress.training.initialize import build_training_networks
 from vexpress.training.muon import Muon
 from vexpress.training.stages import compute_memory_bytes, count_parameters, set_trainable

@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vexpress.errors import InputError
 from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
 from vexpress.training.config import ModuleTrainingConfig
 
@@ -39,6 +40,7 @@ class Stage:
     Attributes:
         reference_net: parameters trained, and likewise for the other networks.
         starts_silent: audio attention and motion modules add nothing at the start.
+        has_trained_motion: the stage before has trained the motion modules, and nothing may replace them.
     """
 
     reference_net: Selection
@@ -46,6 +48,7 @@ class Stage:
     v_kps_guider: Selection
     audio_projection: Selection
     starts_silent: bool = False
+    has_trained_motion: bool = False
 
 
 STAGES = {
@@ -67,6 +70,7 @@ STAGES = {
         denoising_unet=Selection((ALL,)),
         v_kps_guider=Selection((ALL,)),
         audio_projection=Selection((ALL,)),
+        has_trained_motion=True,
     ),
 }
 """Source: paper section 3.3; names of trained parameters as recorded from the release (tests/data/parity)."""
@@ -135,14 +139,14 @@ def select(names: list[str], selection: Selection, last_up_block: int = 0) -> li
     """Names that a selection trains.
 
     Raises:
-        ValueError: a pattern matches no name.
+        InputError: a pattern matches no name: the network has another architecture.
     """
     matched = {}
     for pattern in (*selection.train, *selection.freeze):
         filled = pattern.replace("{last}", str(last_up_block))
         matched[pattern] = {name for name in names if re.match(filled, name)}
         if not matched[pattern]:
-            raise ValueError(f"pattern {filled} matches no parameter")
+            raise InputError(f"pattern {filled} matches no parameter of the network: it has another architecture")
     frozen = set().union(*(matched[pattern] for pattern in selection.freeze))
     trained = set().union(*(matched[pattern] for pattern in selection.train)) - frozen
     return [name for name in names if name in trained]

@@ -27,7 +27,8 @@ from vexpress.diffusion.losses import min_snr_weights, weighted_loss
 from vexpress.diffusion.schedule import build_scheduler
 from vexpress.errors import InputError
 from vexpress.model_folder import SUFFIXES
-from vexpress.training.config import TrainConfig, format_config, save_config
+from vexpress.training.config import TrainConfig
+from vexpress.training.config_file import format_config, save_config
 from vexpress.training.initialize import build_training_networks
 from vexpress.training.randomness import random_parts
 from vexpress.training.run_log import RunLog, describe_run

@@ -24,6 +24,10 @@ IGNORED_KEYS = {
 }
 """Network -> prefix of keys in released files that we do not have -> why."""
 
+LAYER_COUNTS = {"layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block", "depth"}
+MAX_LAYERS = 100
+"""Of one block; a million would take hours to build."""
+
 MOTION_KEY = "motion_modules."  # in the names of parameters that belong into motion_module.*
 
 
@@ -42,6 +46,10 @@ def build_networks(
     """
     unet_config = read_config(unet_config_path)
     reference_config = {key: value for key, value in unet_config.items() if not key.startswith("motion_")}
+    for config in (unet_config, v_kps_guider, audio_projection):
+        for key in LAYER_COUNTS & config.keys():
+            if any(isinstance(count, int | float) and count > MAX_LAYERS for count in _flatten(config[key])):
+                raise InputError(f"makes no such network: must be at most {MAX_LAYERS}", key, config[key])
     recipes = {
         "reference_net": lambda: ReferenceNet.from_config(reference_config),
         "denoising_unet": lambda: DenoisingUNet.from_config(unet_config),
@@ -50,14 +58,16 @@ def build_networks(
     }
     networks = {}
     for name, build in recipes.items():
+        where = f"configuration {unet_config_path}" if name in ("reference_net", "denoising_unet") else "configuration"
         try:
             networks[name] = build()
-        except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-            where = (
-                f"configuration {unet_config_path}" if name in ("reference_net", "denoising_unet") else "configuration"
-            )
+        except Exception as error:  # of odd types and sizes, the libraries raise anything
             raise InputError(f"{where} of {name}: makes no such network ({error})") from error
     return networks
+
+
+def _flatten(value: Any) -> list[Any]:
+    return [part for item in value for part in _flatten(item)] if isinstance(value, list | tuple) else [value]
 
 
 def load_networks(

@@ -43,7 +43,7 @@ from vexpress.data.formats import load_face_info, load_metadata, save_audio_embe
 from vexpress.errors import InputError
 from vexpress.media.audio import load_audio
 from vexpress.options import STAGES
-from vexpress.training.config import differing_keys
+from vexpress.training.config_file import differing_keys
 
 SIZE_PX, FPS, NUM_FRAMES = 64, 25, 40
 ROOT = Path(__file__).parents[3]

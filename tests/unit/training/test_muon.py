@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vexpress.errors import InputError
-from vexpress.training.config import load_config
+from vexpress.training.config_file import load_config
 from vexpress.training.muon import VECTOR_RATE, Muon, orthogonal
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from vexpress.errors import InputError
-from vexpress.training.config import REPLACED_KEYS, load_config, save_config
+from vexpress.training.config_file import REPLACED_KEYS, load_config, save_config
 
-CONFIGS_DIR = Path(__file__).parents[2] / "training_configs"
+CONFIGS_DIR = Path(__file__).parents[3] / "training_configs"
 SHIPPED = sorted(path for path in CONFIGS_DIR.rglob("*.yaml"))
 
 
@@ -62,11 +62,11 @@ def test_overrides_count_most_and_saved_configurations_load(tmp_path):
         ("data.lip_loss_weight=nan", "data.lip_loss_weight=nan"),
         ("data.train_width=100", "multiple of 8"),
         ("data.crop_ratio=[1.2, 0.9]", "low <= high"),
-        ("data.drop_granularity=pixel", "frame and clip"),
-        ("train_stage=stage_4", "allowed are stage_1"),
-        ("solver.mixed_precision=int8", "allowed are no, fp16"),
+        ("data.drop_granularity=pixel", "one of frame, clip"),
+        ("train_stage=stage_4", "one of stage_1"),
+        ("solver.mixed_precision=int8", "one of no, fp16"),
         ("init.source=stage", "set init.path"),
-        ("export_suffix=.exe", "allowed are .safetensors"),
+        ("export_suffix=.exe", "one of .safetensors"),
         ("no equals sign", "must be key=value"),
     ],
 )
