@@ -167,7 +167,7 @@ def smooth_kps(kps: Tensor, strength: float = 1.0) -> Tensor:
     smoothed = levels[-1]
     for fine, coarse, width, share in zip(levels, levels[1:], widths, shares):
         loss = fine - coarse
-        power = _average(loss.square().mean(1, keepdim=True), SPREAD_FRAMES * strength * width / 2)
+        power = _average(loss.square().mean(1, keepdim=True), SPREAD_FRAMES * strength * width / 2, is_even=True)
         kept = 1 - NOISE_MARGIN * noise**2 * share / power.clamp_min(1e-12)
         smoothed = smoothed + kept.clamp(0, 1) * loss
     return smoothed.unflatten(1, kps.shape[1:]).to(kps.dtype)
@@ -179,12 +179,16 @@ def _noise_deviation(tracks: Tensor) -> float:
     return third.abs().median().item() / 0.6745  # of normal noise, whatever moves at times
 
 
-def _average(tracks: Tensor, deviation_frames: float) -> Tensor:
-    """Gaussian average of tracks (f d) over time; a clip goes on beyond its ends as mirrored about a fitted line."""
+def _average(tracks: Tensor, deviation_frames: float, is_even: bool = False) -> Tensor:
+    """Gaussian average of tracks (f d) over time.
+
+    Beyond its ends, a clip goes on mirrored in time; unless `is_even`, also about the end of a fitted line, so that
+    what rises goes on rising.
+    """
     num_frames = len(tracks)
     radius = max(1, math.ceil(3.5 * deviation_frames))
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=tracks.dtype) / deviation_frames).square())
-    fitted = min(num_frames, max(EDGE_FRAMES, math.ceil(EDGE_WIDTHS * deviation_frames)))
+    fitted = 0 if is_even else min(num_frames, max(EDGE_FRAMES, math.ceil(EDGE_WIDTHS * deviation_frames)))
     before, after = _continued(tracks.flip(0), radius, fitted).flip(0), _continued(tracks, radius, fitted)
     padded = torch.cat([before, tracks, after])
     averaged = torch.nn.functional.conv1d(padded.T[:, None], (kernel / kernel.sum())[None, None])
@@ -192,10 +196,13 @@ def _average(tracks: Tensor, deviation_frames: float) -> Tensor:
 
 
 def _continued(tracks: Tensor, num_frames: int, fitted: int) -> Tensor:
-    """The frames (num_frames d) after the end of tracks (f d): its last ones, mirrored in time and about the end."""
-    tail = tracks[-fitted:]
-    time = torch.arange(len(tail), dtype=tracks.dtype) - (len(tail) - 1) / 2
-    slope = (time[:, None] * tail).sum(0) / time.square().sum().clamp_min(1)
-    end = tail.mean(0) + slope * time[-1]  # of the fitted line: one noisy frame must not decide
+    """The frames (num_frames d) after the end of tracks (f d), which a line through the last `fitted` ones decides."""
     steps = torch.arange(1, num_frames + 1).clamp_max(len(tracks) - 1)
-    return 2 * end - tracks[len(tracks) - 1 - steps]
+    mirrored = tracks[len(tracks) - 1 - steps]
+    if not fitted:
+        return mirrored
+    tail = tracks[-fitted:]
+    time = torch.arange(fitted, dtype=tracks.dtype) - (fitted - 1) / 2
+    slope = (time[:, None] * tail).sum(0) / time.square().sum().clamp_min(1)
+    end = tail.mean(0) + slope * time[-1]  # of the line: one noisy frame must not decide
+    return 2 * end - mirrored
