@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from vexpress.data.formats import ClipRecord, FaceInfo, load_face_info
-from vexpress.data.transforms import render_lip_mask, lip_corners, lip_mask_box
+from vexpress.data.transforms import lip_corners, lip_mask_box, render_lip_mask
 from vexpress.errors import InputError
 from vexpress.media.keypoints import FAR_PX
 from vexpress.media.random_access import read_frames_at

@@ -17,22 +17,19 @@ from vexpress.media.audio import load_audio
 from vexpress.media.faces import Face, FaceAnalyzer, track_face
 from vexpress.media.video import read_frames
 
-FLAG = "input_dir"
 VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".mts", ".3gp",
 )  # fmt: skip
-FORMATS = {"npz": (".face_info.npz", ".audio_embeds.safetensors"), "pt": (".face_info.pt", ".aud_embeds.pt")}
-"""Name of a format -> endings of the files of face info and audio hidden states; "pt" is the released one."""
 
 
 def find_videos(input_dir: Path, leave_out: Path | None = None) -> list[Path]:
-    """Lists the videos in a folder and those below it, sorted; hidden ones and those below `leave_out` do not count.
+    """Lists the videos in a folder at any depth, sorted; hidden ones and those in `leave_out` are left out.
 
     Raises:
         InputError: no such folder, or no video in it.
     """
     if not input_dir.is_dir():
-        raise InputError(f"{FLAG} {input_dir}: no such folder")
+        raise InputError("no such folder", "input_dir", input_dir)
     found = []
     for folder, folder_names, file_names in os.walk(input_dir):
         folder_names[:] = [
@@ -43,19 +40,20 @@ def find_videos(input_dir: Path, leave_out: Path | None = None) -> list[Path]:
         visible = [name for name in file_names if not name.startswith(".")]
         found += [Path(folder, name) for name in visible if name.lower().endswith(VIDEO_SUFFIXES)]
     if not found:
-        raise InputError(f"{FLAG} {input_dir}: holds no video ({', '.join(VIDEO_SUFFIXES)})")
+        raise InputError(f"holds no video ({', '.join(VIDEO_SUFFIXES)})", "input_dir", input_dir)
     return sorted(found, key=os.fsencode)
 
 
 def build_face_info(
     frames: Iterable[list[Face]], max_gap: int, field: str, value: object = None
 ) -> tuple[FaceInfo, list[int]]:
-    """Follows one face through a clip and gathers all that is known of it.
+    """Follows one face through a clip and collects its values in each frame.
 
     Args:
-        frames: the faces of each frame with all MODULES, the largest first.
-        max_gap: so many frames in a row may lack the face; all its values are interpolated there.
-        field: the option that gave the video, for errors; likewise `value`, what it was given.
+        frames: the faces of each frame, found with all MODULES, the largest first.
+        max_gap: longest gap, in frames, that is interpolated.
+        field: the option that gave the video, for errors.
+        value: what it was given.
 
     Returns:
         The face in each frame, and the indices of the frames that were filled.

@@ -6,37 +6,43 @@ output_dir/
         record.json                      its clips and what was rejected
         000.mp4, 000.face_info.npz, 000.audio_embeds.safetensors, ...
     metadata.json, rejected.jsonl        merged from all records
+    .prepare.lock                        held while a preparation runs
 """
 
-import contextlib
 import dataclasses
 import errno
 import hashlib
 import itertools
-import json
 import logging
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from vexpress.data.formats import NEEDED_PATH_KEYS, NUMBER_KEYS, ClipRecord, save_metadata
 from vexpress.errors import InputError
-from vexpress.files import check_output_path, replacing
+from vexpress.files import remove, remove_leftovers, sync, temporary_path
 from vexpress.media.faces import find_model_dir
 from vexpress.prepare.extract import find_videos
+from vexpress.prepare.lock import hold_folder
+from vexpress.prepare.records import (
+    RECORD_NAME,
+    clip_files,
+    merge_records,
+    read_json,
+    read_record,
+    record_paths,
+    write_json,
+)
 from vexpress.prepare.settings import PrepareSettings
 from vexpress.prepare.source import PrepareModels, prepare_source
 from vexpress.prepare.workers import run_workers
 
 logger = logging.getLogger(__name__)
-
-RECORD_NAME = "record.json"
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,12 @@ class Preparation:
         return self.clips_dir / f"{stem}-{hashlib.sha256(relative).hexdigest()[:12]}"
 
     def is_done(self, source: Path) -> bool:
-        """Whether a source was prepared, without an unexpected error, and has not changed since."""
-        path = self.folder_of(source) / RECORD_NAME
-        if not path.is_file():
+        """Whether a source was prepared, without an unexpected error, and neither it nor its clips changed since."""
+        folder = self.folder_of(source)
+        record = read_record(folder / RECORD_NAME)
+        if record is None or record["failed"] or record.get("num_bytes") != _num_bytes(source):
             return False
-        record = json.loads(path.read_text())
-        return not record["failed"] and record["num_bytes"] == _num_bytes(source)
+        return all(path.is_file() for path in clip_files(record, folder))
 
     def prepare(self, source: Path, models: PrepareModels, on_clip=lambda: None) -> None:
         """Makes a source's folder of clips; whatever is wrong with the source is recorded there.
@@ -93,69 +99,80 @@ class Preparation:
             OSError: the disk is full.
         """
         folder = self.folder_of(source)
-        unfinished = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+        unfinished = temporary_path(folder)
         unfinished.mkdir(parents=True)
         try:
             try:
                 result = prepare_source(source, unfinished, self.settings, models, on_clip)
             except Exception as error:  # whatever a strange file makes the libraries raise must not stop the others
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise
+                    raise OSError(error.errno, error.strerror, str(folder)) from error  # the other name goes
                 logger.exception("%s: failed, and will be tried again by the next run", source)
                 self.record_failure(source, f"{type(error).__name__}: {error}")
             else:
                 self._write_record(source, unfinished, result, failed=False)
-                shutil.rmtree(folder, ignore_errors=True)  # of an older version of the source
+                remove(folder)  # of an older version of the source
                 unfinished.rename(folder)
+                sync(self.clips_dir)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def record_failure(self, source: Path, detail: str) -> None:
         """Records that a source failed for no known reason; the next run tries it again."""
         folder = self.folder_of(source)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         folder.mkdir(parents=True)
         rejected = [{"clip": None, "reason": "failed", "detail": " ".join(detail.split())}]
         self._write_record(source, folder, {"clips": [], "rejected": rejected}, failed=True)
 
     def _write_record(self, source: Path, folder: Path, result: dict, failed: bool) -> None:
         about = {"source": str(source.relative_to(self.input_dir)), "num_bytes": _num_bytes(source), "failed": failed}
-        with replacing(folder / RECORD_NAME) as temporary:
-            temporary.write_text(json.dumps(about | result, indent=1))
+        write_json(folder / RECORD_NAME, about | result)
 
 
 def _num_bytes(source: Path) -> int | None:
     return source.stat().st_size if source.is_file() else None
 
 
-def check_settings(preparation: Preparation) -> None:
-    """Makes the output folder and notes there what its clips are made with.
+def describe(preparation: Preparation) -> dict[str, object]:
+    """All that decides how clips look: settings, sources, and the files of the models.
 
     Raises:
-        InputError: the folder cannot be used, or holds clips that were made with other flags, models or sources.
+        InputError: a model's folder is not there.
     """
-    output_dir, path = preparation.output_dir, preparation.output_dir / "settings.json"
     if not preparation.audio_encoder_path.is_dir():
         raise InputError("no such folder", "audio_encoder_path", preparation.audio_encoder_path)
     model_dirs = (find_model_dir(preparation.insightface_model_path), preparation.audio_encoder_path)
     files = sorted((file.name, file.stat().st_size) for folder in model_dirs for file in folder.iterdir())
-    settings = {
+    return {
         "input_dir": str(preparation.input_dir.resolve()),
         **dataclasses.asdict(preparation.settings),
         "models": hashlib.sha256(repr(files).encode()).hexdigest()[:12],
     }
+
+
+def check_settings(output_dir: Path, settings: dict[str, object]) -> None:
+    """Writes down what the clips of a folder are made with, or compares with what stands there.
+
+    Raises:
+        InputError: it holds clips that were made with other flags, models or sources, or nobody knows with which.
+    """
+    path = output_dir / "settings.json"
+    if not path.exists() or next(record_paths(output_dir), None) is None:
+        remove(path)
+        write_json(path, settings)
+        return
     try:
-        preparation.clips_dir.mkdir(parents=True, exist_ok=True)
-        check_output_path(path, "output_dir")
-        if path.exists() and next(_record_paths(output_dir), None):
-            before = json.loads(path.read_text())
-        else:
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(settings, indent=1))
-            before = settings
+        before = read_json(path)
+        if not isinstance(before, dict):
+            raise ValueError("is no JSON object")
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot be used ({error})", "output_dir", output_dir) from error
+        raise InputError(
+            f"{path} is damaged, so that nobody knows what its clips were made with; give another `output_dir`, or "
+            "delete this one",
+            "output_dir",
+            output_dir,
+        ) from error
     if changed := [name for name in settings if before.get(name) != settings[name]]:
         then, now = (", ".join(f"{name} {values.get(name)}" for name in changed) for values in (before, settings))
         raise InputError(
@@ -164,10 +181,6 @@ def check_settings(preparation: Preparation) -> None:
             "output_dir",
             output_dir,
         )
-
-
-def _record_paths(output_dir: Path) -> Iterator[Path]:
-    return (output_dir / "clips").glob(f"[!.]*/{RECORD_NAME}")
 
 
 def prepare_folder(
@@ -186,28 +199,48 @@ def prepare_folder(
         Number of clips in the data set, and number of rejections by reason.
 
     Raises:
-        InputError: no sources, other settings than before, or models that cannot be loaded.
+        InputError: no sources, other settings than before, models that cannot be loaded, or another preparation works
+            on the folder.
+        OSError: the disk is full.
     """
     sources = find_videos(preparation.input_dir, leave_out=preparation.output_dir)
-    check_settings(preparation)
-    sources = [source for source in sources[rank::world_size] if not preparation.is_done(source)]
-    if sources:
-        with tqdm(total=len(sources), desc="prepare", unit="video", disable=rank != 0) as bar:
-            num_clips = itertools.count(1)
+    settings = describe(preparation)
+    try:
+        preparation.clips_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"cannot be made ({error.strerror}); change `output_dir`"
+        raise InputError(problem, "output_dir", preparation.output_dir) from error
+    with hold_folder(preparation.output_dir, world_size) as lock:
+        if lock.is_first:
+            for unfinished in preparation.clips_dir.glob(".*.part"):  # of runs that were killed, on any machine
+                remove(unfinished)
+        check_settings(preparation.output_dir, settings)
+        lock.share()
+        sources = [source for source in sources[rank::world_size] if not preparation.is_done(source)]
+        if sources:
+            _run(preparation, sources, num_processes, shows_bar=rank == 0)
+        return merge_records(preparation.output_dir)
 
-            def show(event: str) -> None:
-                if event == "source":
-                    bar.update()
-                else:
-                    number = next(num_clips)
-                    clips_per_second = number / max(bar.format_dict["elapsed"], 1e-3)
-                    bar.set_postfix_str(f"{number} clips, {clips_per_second:.2f} clips/s")
 
+def _run(preparation: Preparation, sources: list[Path], num_processes: int, shows_bar: bool) -> None:
+    with tqdm(total=len(sources), desc="prepare", unit="video", disable=not shows_bar) as bar:
+        num_clips = itertools.count(1)
+
+        def show(event: str) -> None:
+            if event == "source":
+                bar.update()
+            else:
+                number = next(num_clips)
+                clips_per_second = number / max(bar.format_dict["elapsed"], 1e-3)
+                bar.set_postfix_str(f"{number} clips, {clips_per_second:.2f} clips/s")
+
+        try:
             if num_processes == 1:
                 _run_here(preparation, sources, show)
             else:
                 run_workers(preparation, sources, num_processes, show)
-    return merge_records(preparation.output_dir)
+        finally:
+            remove_leftovers(preparation.clips_dir)  # of workers that were ended
 
 
 def _run_here(preparation: Preparation, sources: list[Path], show: Callable[[str], None]) -> None:
@@ -216,36 +249,3 @@ def _run_here(preparation: Preparation, sources: list[Path], show: Callable[[str
     for source in sources:
         preparation.prepare(source, models, lambda: show("clip"))
         show("source")
-
-
-def merge_records(output_dir: Path) -> tuple[int, Counter]:
-    """Writes metadata.json and rejected.jsonl from the records of all sources.
-
-    Each process of a launch calls this when its share is done. A process that read the records early may be the last
-    to write: each looks again after writing, so that the last word holds all records.
-
-    Returns:
-        Number of clips, and number of rejections by reason.
-    """
-    merged = None
-    while (records := _read_records(output_dir)) != merged:
-        merged = records
-        clips = [_clip_record(row, path.parent) for path, record in records.items() for row in record["clips"]]
-        rejected = [{"video": record["source"]} | row for record in records.values() for row in record["rejected"]]
-        save_metadata(output_dir / "metadata.json", clips)
-        with replacing(output_dir / "rejected.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rejected))
-    return len(clips), Counter(row["reason"] for row in rejected)
-
-
-def _clip_record(row: dict, folder: Path) -> ClipRecord:
-    paths = {key: folder / row[key] for key in NEEDED_PATH_KEYS}
-    return ClipRecord(**paths, **{key: row[key] for key in NUMBER_KEYS})
-
-
-def _read_records(output_dir: Path) -> dict[Path, dict]:
-    records = {}
-    for path in sorted(_record_paths(output_dir)):
-        with contextlib.suppress(FileNotFoundError):  # another process replaces it, and merges afterwards
-            records[path] = json.loads(path.read_text())
-    return records

@@ -32,12 +32,12 @@ class Piece:
 
 
 def split_into_pieces(boxes: list[np.ndarray], max_gap: int, max_frames: int) -> list[Piece]:
-    """Divides a source where the face is lost or jumps, and what is too long into equal parts; every frame stays.
+    """Cuts a source where the face is lost or jumps, and long stretches into equal parts; no frame is left out.
 
     Args:
         boxes: per frame the faces' (n 4) px, the largest first.
-        max_gap: so many frames in a row may lack the face.
-        max_frames: of a piece with a face.
+        max_gap: longest gap, in frames, in which the face may be missing.
+        max_frames: longest piece that shows a face.
     """
     runs: list[dict[int, np.ndarray]] = []  # frame -> box of the face that is followed
     for index, candidates in enumerate(boxes):

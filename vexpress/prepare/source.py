@@ -1,4 +1,4 @@
-"""One source video to training clips: cut, crop around the face, face info, audio hidden states, and why not.
+"""One source video to training clips: cuts, crops around the face, face info, audio hidden states, and rejections.
 
 Two passes over a source, frame by frame: the first finds the face in each frame at the constant rate, the second
 crops, writes and extracts. Face info is detected on the crops that are written, not moved over from the first pass,
@@ -22,12 +22,13 @@ from vexpress.errors import InputError
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.faces import MODULES, Face, FaceAnalyzer
 from vexpress.media.video import VideoInfo, constant_rate, frame_rate, probe_video, read_frames, write_video
-from vexpress.prepare.extract import FLAG, FORMATS, build_face_info
+from vexpress.prepare.extract import build_face_info
 from vexpress.prepare.pieces import Piece, compute_crop, crop_frame, split_into_pieces
-from vexpress.prepare.settings import PrepareSettings
+from vexpress.prepare.settings import FORMATS, PrepareSettings
 from vexpress.prepare.verify import find_lips_outside
 from vexpress.weights import load_audio_encoder
 
+FIELD = "input_dir"  # that gave the videos, for messages
 SPEECH_WINDOW_SECONDS = 0.025
 KEYFRAME_INTERVAL = 30  # training seeks in clips: this cuts its reading time to 60 %, for files 1.7 times as large
 
@@ -59,7 +60,7 @@ class Rejected(Exception):
     Args:
         reason: "corrupt", "no_audio", "low_resolution", "not_one_face", "too_short", "face_too_small", "face_cut_off"
             or "no_speech".
-        detail: what was measured, and the flag that decides.
+        detail: what was measured, and the setting that decides.
     """
 
     def __init__(self, reason: str, detail: str):
@@ -93,17 +94,17 @@ def prepare_source(
     rejected: list[dict] = []
     fps = frame_rate(settings.fps)
     try:
-        info = probe_video(source, FLAG)
+        info = probe_video(source, FIELD)
         check_source(info, settings)
-        audio = load_audio(source, FLAG)
-        frames = constant_rate(read_frames(source, FLAG), fps)
-        boxes = [np.array([face.bbox for face in models.detector.detect(frame)]) for frame in frames]
+        audio = load_audio(source, FIELD)
+        frames = constant_rate(read_frames(source, FIELD), fps)
+        boxes = [np.array([face.bbox for face in faces]) for faces in models.detector.detect_each(frames)]
     except InputError as error:
         return {"clips": [], "rejected": [_rejected_row(Rejected("corrupt", str(error)))]}
     except Rejected as rejection:
         return {"clips": [], "rejected": [_rejected_row(rejection)]}
 
-    frames, position = constant_rate(read_frames(source, FLAG), fps), 0
+    frames, position = constant_rate(read_frames(source, FIELD), fps), 0
     max_frames = math.floor(settings.max_clip_seconds * fps)
     for number, piece in enumerate(split_into_pieces(boxes, settings.max_gap, max_frames)):
         times = {"start_seconds": float(piece.start / fps), "end_seconds": float(piece.stop / fps)}

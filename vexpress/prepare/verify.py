@@ -1,4 +1,4 @@
-"""Looks whether a prepared data set is whole and true."""
+"""Checks that a prepared data set is complete and consistent."""
 
 import multiprocessing
 from collections import Counter
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vexpress.data.formats import ClipRecord, FaceInfo, load_audio_embeds, load_face_info
+from vexpress.data.formats import PATH_KEYS, ClipRecord, FaceInfo, load_audio_embeds, load_face_info
 from vexpress.data.transforms import lip_corners
 from vexpress.errors import InputError
 from vexpress.media.container import decode_frames, open_stream
 from vexpress.media.video import VideoInfo, probe_video
 
-FLAG = "video"
+FIELD = "video"
 STATES_PER_SECOND = 50  # of wav2vec2: 16000 Hz / 320 samples
 MAX_AUDIO_ERROR_SECONDS = 0.2  # AAC pads by up to 0.13 s at 16 kHz
 TABLE_HEADER = f"{'':4}  {'frames':>6}  {'fps':>6}  {'states':>6}  {'width':>5}  clip"
@@ -27,12 +27,12 @@ class ClipReport:
 
     Attributes:
         video: its path.
-        num_frames: that decode.
-        fps: of the video.
+        num_frames: frames that can be decoded.
+        fps: frame rate of the video.
         num_states: steps of audio hidden states.
-        width: of a hidden state.
-        problems: why the clip cannot serve; none if it can.
-        warnings: what is odd and does no harm.
+        width: channels of a hidden state.
+        problems: why the clip is not usable; empty if it is.
+        warnings: what is unusual but harmless.
     """
 
     video: Path
@@ -49,6 +49,11 @@ class ClipReport:
         return "FAIL" if self.problems else "warn" if self.warnings else "ok"
 
 
+def files_of(record: ClipRecord) -> dict[str, Path]:
+    """The files of a clip, by their keys in the metadata."""
+    return {key: path for key in PATH_KEYS if (path := getattr(record, key)) is not None}
+
+
 def verify_clips(records: Sequence[ClipRecord], num_processes: int = 1) -> Iterator[ClipReport]:
     """Yields a report for each clip, in order."""
     if num_processes == 1:
@@ -60,7 +65,7 @@ def verify_clips(records: Sequence[ClipRecord], num_processes: int = 1) -> Itera
 
 
 def verify_clip(record: ClipRecord) -> ClipReport:
-    """Checks one clip: its files can be read, fit together and hold finite numbers, and the lips are in the picture."""
+    """Checks that a clip is usable: files can be read and match, numbers are finite, the lips are in the picture."""
     report = ClipReport(record.video)
 
     def attempt(function: Callable, *arguments):
@@ -70,7 +75,7 @@ def verify_clip(record: ClipRecord) -> ClipReport:
             report.problems.append(_printable(str(error)))
             return None
 
-    info = attempt(probe_video, record.video, FLAG)
+    info = attempt(probe_video, record.video, FIELD)
     measured = attempt(measure_video, record.video) if info is not None else None
     if measured is not None:
         report.num_frames, seconds = measured
@@ -100,24 +105,24 @@ def verify_clip(record: ClipRecord) -> ClipReport:
 
 
 def measure_video(path: Path) -> tuple[int, float]:
-    """Decodes all of a video, since headers lie; returns the number of frames and how many seconds they last.
+    """Decodes a whole video, since headers lie; returns the number of frames and their duration in seconds.
 
     Raises:
         InputError: the video cannot be read.
     """
-    with open_stream(path, "video", FLAG) as (container, stream):
+    with open_stream(path, "video", FIELD) as (container, stream):
         stream.thread_type = "AUTO"
         times = [frame.time for frame in decode_frames(container, stream, path)]
         fps = stream.guessed_rate or stream.average_rate
     if not times:
-        raise InputError(f"{FLAG} {path}: no frame can be decoded")
+        raise InputError("no frame can be decoded", FIELD, path)
     if len(times) > 1 and None not in times:
         return len(times), float(times[-1] - times[0]) * len(times) / (len(times) - 1)
     return len(times), float(len(times) / fps)
 
 
 def find_face_problems(face_info: FaceInfo, info: VideoInfo | None) -> list[str]:
-    """Lists what is wrong with face info: numbers that are not finite, lips outside of the picture."""
+    """Lists problems of face info: values that are not finite, lips outside the picture."""
     problems = []
     for name in ("bbox", "kps", "landmark_2d_106", "det_score", "embedding"):
         values = getattr(face_info, name)
@@ -134,7 +139,7 @@ def find_face_problems(face_info: FaceInfo, info: VideoInfo | None) -> list[str]
 
 
 def find_lips_outside(face_info: FaceInfo, width: int, height: int) -> np.ndarray:
-    """Returns (n,) bool: in which frames a landmark of the lips is not in the picture of width x height px."""
+    """Returns (n,) bool: the frames in which a landmark of the lips is outside the picture of width x height px."""
     corners = lip_corners(face_info.landmark_2d_106)
     return ((corners < 0) | (corners > (width, height))).any((1, 2))
 
@@ -145,7 +150,7 @@ def _frames(is_bad: np.ndarray) -> str:
 
 
 def find_length_problems(report: ClipReport, duration: float | None, seconds: float) -> list[str]:
-    """Lists lengths that differ from that of the frames: the metadata's and the hidden states'."""
+    """Lists durations that differ from that of the frames: the metadata's and that of the hidden states."""
     problems = []
     if duration is not None and abs(duration - seconds) > MAX_AUDIO_ERROR_SECONDS:
         problems.append(f"duration: the metadata says {duration:.2f} s, the frames last {seconds:.2f} s")
@@ -159,7 +164,7 @@ def find_length_problems(report: ClipReport, duration: float | None, seconds: fl
 
 
 def check_widths(reports: Sequence[ClipReport]) -> None:
-    """Adds a problem to the clips whose hidden states are not as wide as those of most clips."""
+    """Adds a problem to each clip whose hidden states have another width than those of most clips."""
     widths = Counter(report.width for report in reports if report.width is not None)
     [(usual, _)] = widths.most_common(1) or [(None, 0)]
     for report in reports:

@@ -36,12 +36,12 @@ def run_workers(work: Work, sources: list[Path], num_processes: int, show: Calla
     Args:
         work: what to do with a source.
         sources: in this order.
-        num_processes: at most so many.
+        num_processes: number of workers, if there are as many sources.
         show: called with "clip" and "source" when one is done.
 
     Raises:
-        InputError, OSError: from a worker: models that cannot be loaded, a full disk.
-        RuntimeError: a worker ended before it had a source.
+        InputError: a worker cannot load the models, or ended before its first source.
+        OSError: the disk is full.
     """
     context = multiprocessing.get_context("spawn")  # neither CUDA nor onnxruntime survives a fork
     waiting = deque(sources)
@@ -64,7 +64,7 @@ def run_workers(work: Work, sources: list[Path], num_processes: int, show: Calla
             if waiting:
                 start()
         elif process.exitcode:
-            raise RuntimeError(f"a worker: {detail} before its work")
+            raise InputError(f"{detail} before its work, for lack of memory?; fewer `num_processes` need less")
 
     try:
         for _ in range(min(num_processes, len(sources))):
@@ -89,6 +89,8 @@ def run_workers(work: Work, sources: list[Path], num_processes: int, show: Calla
     finally:
         for process, _ in workers.values():
             process.terminate()
+        for process, _ in workers.values():
+            process.join()
 
 
 def _work(work: Work, connection: Connection) -> None:

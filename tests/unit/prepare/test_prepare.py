@@ -11,10 +11,11 @@ import torch
 from vexpress.errors import InputError
 from vexpress.media.audio import Audio
 from vexpress.media.faces import Face, head_and_shoulders_box
-from vexpress.prepare import folder as prepare_folder
+from vexpress.prepare import records
 from vexpress.prepare.extract import build_face_info, find_videos
-from vexpress.prepare.folder import Preparation, merge_records
+from vexpress.prepare.folder import Preparation
 from vexpress.prepare.pieces import compute_crop, crop_frame, split_into_pieces
+from vexpress.prepare.records import merge_records
 from vexpress.prepare.settings import PrepareSettings
 from vexpress.prepare.source import Rejected, check_speech, cut_audio
 
@@ -151,7 +152,7 @@ def test_a_long_gap_is_named():
     ],
 )
 def test_settings_that_cannot_be_are_named(name, value):
-    with pytest.raises(InputError, match=f"--{name} {value}"):
+    with pytest.raises(InputError, match=f"{name}={value}: must be"):
         PrepareSettings(**{name: value})
 
 
@@ -183,14 +184,14 @@ def test_merging_keeps_all_records_and_those_that_came_meanwhile(tmp_path, monke
 
     add_record("one")
     add_record(".two.part")  # another process is at it
-    save = prepare_folder.save_metadata
+    save = records.save_metadata
 
     def save_while_another_process_ends(*arguments):
         save(*arguments)
         if not (tmp_path / "clips" / "two").exists():
             (tmp_path / "clips" / ".two.part").rename(tmp_path / "clips" / "two")
 
-    monkeypatch.setattr(prepare_folder, "save_metadata", save_while_another_process_ends)
+    monkeypatch.setattr(records, "save_metadata", save_while_another_process_ends)
     num_clips, reasons = merge_records(tmp_path)
     assert num_clips == 2 and reasons == {"too_short": 2}
     videos = [row["video"] for row in json.loads((tmp_path / "metadata.json").read_text())]
