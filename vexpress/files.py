@@ -1,9 +1,11 @@
 """Files that are never half-written, and paths that are checked before the work begins."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
+import shutil
 import socket
 import tempfile
 import uuid
@@ -14,6 +16,7 @@ from vexpress.errors import InputError
 
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 MODEL_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".json", ".onnx", ".model", ".txt")
+FULL_BYTES = 2**16  # a disk with less than this is full
 TEMPORARY_NAME = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}\.part")
 """Host and process that write a temporary file, so that the next run knows which files nobody writes any more."""
 
@@ -28,7 +31,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     remove_leftovers(path.parent)
-    temporary = path.parent / f".{HOST}-{os.getpid()}-{uuid.uuid4().hex}.part{path.suffix}"
+    temporary = temporary_path(path)
     try:
         yield temporary
         umask = os.umask(0)  # it can only be read by setting it
@@ -40,6 +43,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(temporary)):  # nobody knows the temporary name
             raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    except InputError:
+        raise
+    except Exception as error:  # writers of tensors have errors of their own for a full disk
+        if "(os error 28)" in str(error) or shutil.disk_usage(path.parent).free < FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -55,13 +64,26 @@ def sync(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes temporary files of `replacing` whose process on this machine was killed."""
+    """Removes temporary files of `replacing`, and folders named alike, whose process on this machine was killed."""
     with contextlib.suppress(OSError):
         names = [name for name in os.listdir(folder) if name.startswith(f".{HOST}-")]
         for name in names:
             match = TEMPORARY_NAME.match(name)
             if match and not _is_alive(int(match[2])):
-                (folder / name).unlink(missing_ok=True)
+                remove(folder / name)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """A name beside `path` for what is not complete yet; `remove_leftovers` knows it."""
+    return path.parent / f".{HOST}-{os.getpid()}-{uuid.uuid4().hex}.part{path.suffix}"
 
 
 def _is_alive(process_id: int) -> bool:
@@ -123,3 +145,37 @@ def is_same_file(one: str | os.PathLike, other: str | os.PathLike) -> bool:
     if Path(one).resolve() == Path(other).resolve():
         return True
     return Path(one).exists() and Path(other).exists() and Path(one).samefile(other)
+
+
+def replace_folder(partial: Path, final: Path) -> None:
+    """Moves a finished folder into place: all of it is on the disk before it bears its name.
+
+    A folder that was there is moved aside first, to `former_folder`; if the process is killed between the two moves,
+    it is only there.
+
+    Args:
+        partial: folder beside `final`, which nobody writes to any more.
+        final: its name from now on.
+    """
+    for path in [*partial.rglob("*"), partial]:
+        if not path.is_symlink():
+            sync(path)
+    if final.exists():
+        final.rename(former_folder(final))
+    partial.rename(final)
+    sync(final.parent)
+    remove_folder(former_folder(final))
+
+
+def former_folder(final: Path) -> Path:
+    """Where `replace_folder` moves what was there."""
+    return final.with_name(f".{final.name}.former")
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder, if it is there, so that it is never seen half-removed under its name."""
+    if not folder.exists():
+        return
+    if not folder.name.startswith("."):
+        folder = folder.rename(folder.with_name(f".{folder.name}.part"))
+    shutil.rmtree(folder, ignore_errors=True)
