@@ -13,11 +13,10 @@ import torch
 
 from tests.face_models import build_face_models, draw_face
 from vexpress.cli.program import run_program
-from vexpress.errors import InputError
-from vexpress.media.audio import Audio, load_audio
 from vexpress.media.keypoints import load_kps
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "extract_kps_sequence_and_audio.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "extract_kps_sequence_and_audio.py"
 FPS, RATE_HZ, NUM_FRAMES = 25, 22050, 8
 HEIGHT, WIDTH = 240, 320
 
@@ -104,23 +103,6 @@ def test_the_released_formats_are_written(extract, tmp_path):
     assert read_audio("aud.mp3")[1] == RATE_HZ
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".mp3", ".m4a", ".aac", ".flac"])
-@pytest.mark.parametrize("num_channels", [1, 2])
-def test_audio_keeps_rate_and_length(script, tmp_path, suffix, num_channels):
-    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (num_channels, 2 * 44100)).astype(np.float32)
-    script.write_audio(tmp_path / f"aud{suffix}", Audio(samples, 44100), suffix)
-    written = load_audio(tmp_path / f"aud{suffix}")
-    assert written.sampling_rate_hz == 44100 and len(written.samples) == num_channels
-    assert written.samples.shape[1] / 44100 == pytest.approx(2, abs=0.06)
-    if suffix in (".wav", ".flac"):
-        np.testing.assert_allclose(written.samples, samples, atol=2**-15)
-
-
-def test_a_rate_that_mp3_cannot_hold_is_named(script, tmp_path):
-    with pytest.raises(InputError, match="--audio_save_path: .mp3 cannot hold 96000 Hz with 1 channel.s.; use .wav"):
-        script.write_audio(tmp_path / "aud.mp3", Audio(np.zeros((1, 9600), np.float32), 96000), ".mp3")
-
-
 def test_video_without_audio(extract, tmp_path, capsys):
     write_video(tmp_path / "in.mp4", with_audio=False)
     assert extract(tmp_path / "in.mp4", kps_sequence_save_path="kps.safetensors", audio_save_path="aud.wav") == 2
@@ -146,13 +128,28 @@ def test_a_lost_face_writes_nothing_and_lists_the_frames(extract, tmp_path, caps
         ({"kps_sequence_save_path": "no/kps.pth"}, "--kps_sequence_save_path no/kps.pth: the folder no does not exist"),
         ({"audio_save_path": "aud.ogg"}, "--audio_save_path aud.ogg: allowed are .wav"),
         ({"audio_save_path": "no/aud.wav"}, "--audio_save_path no/aud.wav: the folder no does not exist"),
-        ({"height": 0}, "--height 0: must be 1 or more"),
-        ({"max_gap": -1}, "--max_gap -1: must be 0 or more"),
+        ({"height": 0}, "--height 0: must be 1 to 8192"),
+        ({"max_gap": -1}, "--max_gap -1: must be a whole number, 0 or more"),
+        ({"width": 200000}, "--width 200000: must be 1 to 8192"),
+        ({"audio_track": -1}, "--audio_track -1: must be 0 to 999"),
+        ({"face": "rightmost"}, "--face rightmost: must be largest, leftmost or a number"),
+        (
+            {"audio_save_path": "aud.aac"},
+            "--audio_save_path aud.aac: a raw AAC stream cannot say where its sound starts",
+        ),
+        ({"video_path": "kps.pth"}, "--kps_sequence_save_path kps.pth: is also one of the inputs"),
+        ({"video_path": "../out/./kps.pth"}, "--kps_sequence_save_path kps.pth: is also one of the inputs"),
+        (
+            {"video_path": "aud.wav", "audio_save_path": "aud.wav"},
+            "--audio_save_path aud.wav: is also one of the inputs",
+        ),
+        ({"insightface_model_path": ".", "kps_sequence_save_path": "kps.safetensors"}, "would be a file of the model"),
         ({"insightface_model_path": "nowhere"}, "--insightface_model_path nowhere: is not a folder"),
     ],
 )
 def test_bad_flags_are_named_at_once(extract, flags, message, capsys):
-    assert extract("absent.mp4", **{"kps_sequence_save_path": "kps.pth", **flags}) == 2
+    flags = {"kps_sequence_save_path": "kps.pth", **flags}
+    assert extract(flags.pop("video_path", "absent.mp4"), **flags) == 2
     assert message in capsys.readouterr().err
 
 
@@ -168,3 +165,65 @@ def test_unreadable_video_is_named(extract, tmp_path, capsys):
 def test_the_script_starts_from_any_folder(tmp_path):
     done = subprocess.run([sys.executable, SCRIPT, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "--kps_sequence_save_path" in done.stdout
+
+
+def test_the_parser_is_that_of_all_programs(tmp_path):
+    """Without torch until the flags are right; no usage on a mistake; values may start with a dash."""
+    program = """
+import sys
+from vexpress.cli.extract_kps import main
+from vexpress.cli.program import run_program
+status = run_program(lambda: main(sys.argv[1:]))
+print("torch" in sys.modules, "cv2" in sys.modules, "av" in sys.modules)
+sys.exit(status)
+"""
+
+    def run(*arguments):
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+
+    done = run("--video_path", "in.mp4", "--kps_sequence_save_path", "kps.npz", "--height", "0")
+    assert (done.returncode, done.stdout) == (2, "False False False\n")
+    assert done.stderr == "error: --height 0: must be 1 to 8192\n"
+    done = run("--vidio_path", "in.mp4")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    done = run("--video_path", "-v.mp4", "--kps_sequence_save_path", "-k.npz", "--insightface_model_path", "-m")
+    assert "--insightface_model_path -m: is not a folder" in done.stderr
+
+
+def test_the_person_and_the_sound_track_can_be_chosen(extract, tmp_path, capsys):
+    """Two people, and two sound tracks, of which the second is the default."""
+    with av.open(tmp_path / "in.mkv", "w") as container:
+        video = container.add_stream("libx264", rate=FPS, width=WIDTH, height=HEIGHT, pix_fmt="yuv444p")
+        tracks = [container.add_stream("pcm_s16le", rate=RATE_HZ, layout="mono") for _ in range(2)]
+        tracks[0].disposition, tracks[1].disposition = 0, av.stream.Disposition.default
+        for _ in range(NUM_FRAMES):
+            image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+            draw_face(image, (70, 120), 30)
+            draw_face(image, (220, 120), 45)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image)))
+        container.mux(video.encode(None))
+        for track, hz in zip(tracks, (440, 880)):
+            tone = np.sin(2 * np.pi * hz * np.arange(RATE_HZ * NUM_FRAMES // FPS) / RATE_HZ).astype(np.float32) / 2
+            frame = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = RATE_HZ, 0
+            container.mux(track.encode(frame) + track.encode(None))
+    for flags, nose_x, hz in (
+        ({}, 220, 880),
+        ({"face": "leftmost", "audio_track": 0}, 70, 440),
+        ({"face": 1}, 220, 880),
+    ):
+        size = {"width": WIDTH, "height": HEIGHT}
+        outputs = {"kps_sequence_save_path": "kps.npz", "audio_save_path": "aud.wav"}
+        assert extract(tmp_path / "in.mkv", **outputs, **size, **flags) == 0
+        np.testing.assert_allclose(load_kps("kps.npz").kps[:, 2, 0], nose_x, atol=2)
+        samples, rate_hz = read_audio("aud.wav")
+        assert np.abs(np.fft.rfft(samples[0])).argmax() * rate_hz / samples.shape[1] == pytest.approx(hz, abs=5)
+        told = capsys.readouterr().err
+        assert "shows 2 faces" in told and f"audio track {int(hz == 880)} of 0 to 1 is used" in told
+    assert extract(tmp_path / "in.mkv", **outputs, audio_track=2) == 2
+    assert "--audio_track 2: " in capsys.readouterr().err
+    assert extract(tmp_path / "in.mkv", **outputs, face=2) == 2
+    assert "--face 2: " in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """Sound: read from any file that FFmpeg can decode, at its own rate and with its own channels; written to files."""
 
 import dataclasses
-import errno
 import logging
 import os
 from fractions import Fraction
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from vexpress.errors import InputError
+from vexpress.files import replacing
 from vexpress.media.container import decode_frames, file_start_seconds, open_stream
 
 logger = logging.getLogger(__name__)
@@ -216,23 +216,27 @@ def write_audio(path: str | os.PathLike, audio: Audio, field: str = "audio_save_
     layout = audio.layout or LAYOUTS.get(num_channels, f"{num_channels} channels")
     # Else the length in the header of an .m4a is rounded to a millisecond.
     options = {"movie_timescale": str(rate)} if suffix == ".m4a" else {}
-    try:
-        with av.open(f"file:{os.fspath(path)}", "w", container_options=options) as container:
-            stream = container.add_stream(AUDIO_CODECS[suffix], rate=rate, layout=layout)
-            if stream.codec.name in LOSSY_CODECS:
-                stream.bit_rate = LOSSY_BITS_PER_SECOND
-            for start in range(0, audio.samples.shape[1], WRITE_BLOCK_SAMPLES):
-                block = audio.samples[:, start : start + WRITE_BLOCK_SAMPLES]
-                # Packed, since PyAV 18 crashes on planar frames of more than 8 channels.
-                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block.T).reshape(1, -1), "flt", layout)
-                # Without a time, AAC's delay of 1024 samples would be heard.
-                frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-    except (av.error.ArgumentError, av.error.EncoderNotFoundError, ValueError) as error:
-        problem = f"{suffix} cannot hold {rate} Hz with {num_channels} channel(s); use .wav"
-        raise InputError(problem, field, path) from error
-    except av.error.OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    with replacing(path) as temporary:
+        try:
+            _encode(temporary, audio, AUDIO_CODECS[suffix], layout, options)
+        except (av.error.ArgumentError, av.error.EncoderNotFoundError, ValueError) as error:
+            problem = f"{suffix} cannot hold {rate} Hz with {num_channels} channel(s); use .wav"
+            raise InputError(problem, field, path) from error
+        except av.error.OSError as error:  # names the temporary file
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def _encode(path: Path, audio: Audio, codec: str, layout: str, options: dict[str, str]) -> None:
+    with av.open(f"file:{path}", "w", container_options=options) as container:
+        stream = container.add_stream(codec, rate=audio.sampling_rate_hz, layout=layout)
+        if codec in LOSSY_CODECS:
+            stream.bit_rate = LOSSY_BITS_PER_SECOND
+        for start in range(0, audio.samples.shape[1], WRITE_BLOCK_SAMPLES):
+            block = audio.samples[:, start : start + WRITE_BLOCK_SAMPLES]
+            # Packed, since PyAV 18 crashes on planar frames of more than 8 channels.
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block.T).reshape(1, -1), "flt", layout)
+            # Without a time, AAC's delay of 1024 samples would be heard.
+            frame.pts, frame.time_base = start, Fraction(1, audio.sampling_rate_hz)
+            frame.sample_rate = audio.sampling_rate_hz
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

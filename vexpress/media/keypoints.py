@@ -1,5 +1,6 @@
 """V-Kps: three face points per frame (left eye, right eye, nose). Rendering, retargeting, files, fitting to a clip."""
 
+import io
 import logging
 import math
 import pickle
@@ -273,14 +274,15 @@ def save_kps(path: str | Path, sequence: KpsSequence, field: str = "kps_sequence
     facts = {"fps": sequence.fps, "height": sequence.height, "width": sequence.width}
     facts = {key: value for key, value in facts.items() if value is not None}
     check_kps_suffix(path, field)
+    content = io.BytesIO()  # what the libraries raise on a full disk, when they write files themselves, is no OSError
+    if path.suffix.lower() == ".npz":
+        np.savez(content, kps=kps.numpy(), **facts)
+    elif path.suffix.lower() == ".safetensors":
+        content.write(safetensors.torch.save({"kps": kps}, {key: str(value) for key, value in facts.items()}))
+    else:
+        torch.save([frame.copy() for frame in kps.numpy()], content)
     with replacing(path) as temporary:
-        if path.suffix.lower() == ".npz":
-            np.savez(temporary, kps=kps.numpy(), **facts)
-        elif path.suffix.lower() == ".safetensors":
-            metadata = {key: str(value) for key, value in facts.items()}
-            safetensors.torch.save_file({"kps": kps}, temporary, metadata=metadata)
-        else:
-            torch.save([frame.copy() for frame in kps.numpy()], temporary)
+        temporary.write_bytes(content.getvalue())
 
 
 def check_kps_suffix(path: str | Path, field: str) -> None:

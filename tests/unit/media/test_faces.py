@@ -297,7 +297,7 @@ def test_a_detector_with_odd_outputs_is_one_line(tmp_path, num_outputs, shape, v
 
 
 @pytest.mark.parametrize(("file", "size"), [("landmark_test", (192, 192)), ("recognition_test", (112, 112))])
-@pytest.mark.parametrize("shape", [(1, 7), (3,), (1, 212, 2)])
+@pytest.mark.parametrize("shape", [(1, 7), (3,), (1, 100)])
 def test_other_models_with_odd_outputs_are_one_line(model_dir, tmp_path, file, size, shape):
     shutil.copytree(model_dir, tmp_path / "models")
     export(tmp_path / "models" / f"{file}.onnx", OddNetwork(1, shape, 1.0), size)
