@@ -6,6 +6,7 @@
         insightface_models/                        ONNX files
         inference_defaults.json                    optional: flags of inference.py -> defaults that suit the model
         v-express/{reference_net,denoising_unet,motion_module,v_kps_guider,audio_projection}.{safetensors,bin,pth}
+        v-express/head_motion.{safetensors,json}   optional: makes a head's motion from speech
 
 The released guider and audio projection have no configuration file; ours have one beside the weights (.json).
 """
@@ -28,6 +29,7 @@ LAYOUT = {
     "v_kps_guider_path": "v-express/v_kps_guider",
     "audio_projection_path": "v-express/audio_projection",
     "motion_module_path": "v-express/motion_module",
+    "head_motion_path": "v-express/head_motion",
 }
 """Where each part lies in a model folder; weights stand without suffix. The keys are the released flags."""
 
@@ -36,6 +38,7 @@ INFERENCE_DEFAULTS = "inference_defaults.json"
 OPTIONAL = {
     "insightface_model_path": "some retarget strategies need no face detection; checked where it is needed",
     "motion_module_path": "denoising_unet may hold the motion modules; loading checks that together they cover all",
+    "head_motion_path": "the release has none; with one, a head can move to speech alone",
 }
 """Parts that a model folder may lack, and why."""
 
@@ -53,6 +56,7 @@ class ModelPaths:
     v_kps_guider_path: Path
     audio_projection_path: Path
     motion_module_path: Path
+    head_motion_path: Path
 
     @classmethod
     def from_model_dir(
