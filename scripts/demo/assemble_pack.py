@@ -19,12 +19,12 @@ from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from scripts.demo.drawn_faces import render_frame
 from scripts.demo.drawn_people import mouth_from_speech, random_motion, random_person
-from scripts.demo.make_drawn_dataset import SAMPLING_RATE_HZ, speak
+from scripts.demo.make_drawn_dataset import speak
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program, set_up_logging
 from vexpress.errors import InputError
 from vexpress.files import replacing
-from vexpress.media.audio import Audio
+from vexpress.media.audio import WAV2VEC2_RATE_HZ, Audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.keypoints import KpsSequence, save_kps
 from vexpress.media.video import read_frames, write_video
@@ -34,11 +34,11 @@ from vexpress.weights import load_networks, load_vae, save_frozen_parts, save_ne
 logger = logging.getLogger("assemble_pack")
 
 MOST_BYTES = 25 * 10**6
-FPS, SIZE_PX = 30, 96
-SAMPLING = {
-    "image_width": SIZE_PX,
-    "image_height": SIZE_PX,
-    "fps": float(FPS),
+PACK_FPS, PACK_PX = 30, 96
+PACK_SAMPLING = {
+    "image_width": PACK_PX,
+    "image_height": PACK_PX,
+    "fps": float(PACK_FPS),
     "num_inference_steps": 6,
     "guidance": "audio",
     "guidance_scale": 3.0,
@@ -46,7 +46,7 @@ SAMPLING = {
     "context_frames": 16,  # as many as stage 3 learns from
     "reference_attention_weight": 1.0,
     "audio_attention_weight": 1.0,
-    "no_median_filter": True,
+    "median_filter": False,
     "denoise_threshold": 16.0,
 }
 SPEECH = ("Hello! I am a drawn face, and I say whatever I hear.", "en", "f4", 55, 145)
@@ -57,28 +57,28 @@ PORTRAIT_SEED, DRIVER_SEED = 20_001, 20_002  # people whom no training shows
 def write_examples(folder: Path, face_models: Path) -> None:
     """A portrait, speech, and a driving clip of someone else with its keypoints as the face networks find them."""
     folder.mkdir(parents=True, exist_ok=True)
-    pause = np.zeros(int(0.25 * SAMPLING_RATE_HZ), np.float32)
+    pause = np.zeros(int(0.25 * WAV2VEC2_RATE_HZ), np.float32)
     write_wav(folder / "speech.wav", np.concatenate([pause, speak(*SPEECH), pause]))
     rng = np.random.default_rng(PORTRAIT_SEED)
-    person, motion = random_person(rng), random_motion(rng, 1, FPS, amount=0)
-    Image.fromarray(render_frame(person, motion.row(0), np.array([0.0, 0.5]), SIZE_PX).pixels).save(
+    person, motion = random_person(rng), random_motion(rng, 1, PACK_FPS, amount=0)
+    Image.fromarray(render_frame(person, motion.row(0), np.array([0.0, 0.5]), PACK_PX).pixels).save(
         folder / "portrait.png", optimize=True
     )
 
     rng = np.random.default_rng(DRIVER_SEED)
     waveform = speak(*DRIVING_SPEECH)
-    num_frames = round(len(waveform) / SAMPLING_RATE_HZ * FPS)
-    person, motion = random_person(rng), random_motion(rng, num_frames, FPS)
-    mouth = mouth_from_speech(waveform, SAMPLING_RATE_HZ, num_frames, FPS)
-    frames = [render_frame(person, motion.row(i), mouth[i], SIZE_PX).pixels for i in range(num_frames)]
-    write_video(folder / "driving.mp4", frames, FPS, Audio(torch.from_numpy(waveform)[None], SAMPLING_RATE_HZ))
+    num_frames = round(len(waveform) / WAV2VEC2_RATE_HZ * PACK_FPS)
+    person, motion = random_person(rng), random_motion(rng, num_frames, PACK_FPS)
+    mouth = mouth_from_speech(waveform, WAV2VEC2_RATE_HZ, num_frames, PACK_FPS)
+    frames = [render_frame(person, motion.row(i), mouth[i], PACK_PX).pixels for i in range(num_frames)]
+    write_video(folder / "driving.mp4", frames, PACK_FPS, Audio(waveform[None], WAV2VEC2_RATE_HZ))
     analyzer = FaceAnalyzer(face_models, torch.device("cpu"))
     decoded = [frame for _, frame in read_frames(folder / "driving.mp4")]
     found = [analyzer.detect(frame) for frame in decoded]
     if bad := [number for number, faces in enumerate(found) if len(faces) != 1]:
         raise InputError(f"driving.mp4: no face or several in frames {bad}; the face networks are not good enough")
     kps = torch.from_numpy(np.stack([face.v_kps for [face] in found])).float()
-    save_kps(folder / "driving_kps.npz", KpsSequence(kps, FPS, SIZE_PX, SIZE_PX))
+    save_kps(folder / "driving_kps.npz", KpsSequence(kps, PACK_FPS, PACK_PX, PACK_PX))
 
 
 def write_wav(path: Path, waveform: np.ndarray) -> None:
@@ -86,7 +86,7 @@ def write_wav(path: Path, waveform: np.ndarray) -> None:
     with replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(SAMPLING_RATE_HZ)
+        file.setframerate(WAV2VEC2_RATE_HZ)
         file.writeframes((waveform / np.abs(waveform).max() * 0.9 * 32767).astype("<i2").tobytes())
 
 
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     vae = load_vae(work / "vae" / "final", torch.float16)
     encoder = Wav2Vec2Model.from_pretrained(work / "audio_encoder", torch_dtype=torch.float16)
     save_frozen_parts(pack, vae, encoder, Wav2Vec2FeatureExtractor.from_pretrained(work / "audio_encoder"))
-    (pack / INFERENCE_DEFAULTS).write_text(json.dumps(SAMPLING, indent=1) + "\n")
+    (pack / INFERENCE_DEFAULTS).write_text(json.dumps(PACK_SAMPLING, indent=1) + "\n")
     face_models = pack / LAYOUT["insightface_model_path"]
     ignored = shutil.ignore_patterns("states", "report.json")
     shutil.copytree(work / "insightface_models", face_models, dirs_exist_ok=True, ignore=ignored)

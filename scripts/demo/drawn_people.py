@@ -36,7 +36,7 @@ CLOTHES_COLOURS = (
     (158, 120, 72),
     (60, 56, 62),
 )
-LIP_COLOUR = (172, 62, 72)
+LIP_TINT = (172, 62, 72)
 
 HAIR_STYLES = ("short", "fringe", "parted", "long", "bob", "bun", "receding")
 
@@ -121,7 +121,7 @@ def random_person(rng: np.random.Generator, natural: bool = True) -> Person:
         skin=skin,
         hair=hair,
         brow=mix_colours(hair, (40, 30, 26), 0.4),
-        lips=mix_colours(skin, LIP_COLOUR, between(0.45, 0.75)),
+        lips=mix_colours(skin, LIP_TINT, between(0.45, 0.75)),
         iris=near(EYE_COLOURS, 5),
         clothes=near(CLOTHES_COLOURS, 10),
         background=(_colour(background + between(0, 16)), _colour(background - between(0, 30))),

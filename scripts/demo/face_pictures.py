@@ -11,7 +11,7 @@ from scripts.demo.drawn_people import Motion, Person, random_motion, random_pers
 
 logger = logging.getLogger("face_pictures")
 
-TRAIN_SEED, CLUTTER_SEED = 0, 2**30
+FACES_SEED, CLUTTER_SEED = 0, 2**30
 FRAMES_PER_PERSON = 4
 POOL_SIZES_PX = (96, 128, 128, 192)
 NUM_CLUTTER = 400
@@ -46,7 +46,7 @@ def random_pool(num_people: int) -> Pool:
     """Renders random people, natural ones first in each pair, and random clutter."""
     people = []
     for index in range(num_people):
-        rng = np.random.default_rng((TRAIN_SEED, index))
+        rng = np.random.default_rng((FACES_SEED, index))
         natural = index % 2 == 0
         person = random_person(rng, natural)
         people.append([

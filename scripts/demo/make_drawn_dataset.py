@@ -30,10 +30,9 @@ from vexpress.cli.program import run_program
 from vexpress.data.formats import save_face_info
 from vexpress.errors import InputError
 from vexpress.files import replacing
-from vexpress.media.audio import Audio, load_audio
+from vexpress.media.audio import WAV2VEC2_RATE_HZ, Audio, load_audio
 from vexpress.media.video import write_video
 
-SAMPLING_RATE_HZ = 16000
 SENTENCES = json.loads((Path(__file__).parent / "sentences.json").read_text(encoding="utf-8"))
 SPLITS = {
     "train": {
@@ -60,7 +59,7 @@ def speak(text: str, language: str, voice: str, pitch: int = 50, words_per_minut
         result = subprocess.run([program, *arguments, "--", text], capture_output=True, text=True)
         if result.returncode:
             raise InputError(f"espeak-ng failed on {language}+{voice}: {result.stderr.strip()}")
-        waveform = load_audio(path).resampled_mono(SAMPLING_RATE_HZ).numpy()
+        waveform = load_audio(path).resampled_mono(WAV2VEC2_RATE_HZ).numpy()
     loud = np.flatnonzero(np.abs(waveform) > 0.01 * np.abs(waveform).max())
     return waveform[loud[0] : loud[-1] + 1]
 
@@ -69,13 +68,13 @@ def random_speech(rng: np.random.Generator, split: str, num_samples: int) -> tup
     """Speaks random sentences in a random voice, with pauses: (num_samples) float32 at 16 kHz, and what it is."""
     language, voice = (str(rng.choice(SPLITS[split][key])) for key in ("languages", "voices"))
     pitch, words_per_minute = int(rng.integers(30, 70)), int(rng.integers(130, 190))
-    pieces = [np.zeros(int(rng.uniform(0.05, 0.5) * SAMPLING_RATE_HZ), np.float32)]
+    pieces = [np.zeros(int(rng.uniform(0.05, 0.5) * WAV2VEC2_RATE_HZ), np.float32)]
     while sum(map(len, pieces)) < num_samples:
         sentences = SENTENCES[language]["heldout" if split == "heldout" else "train"]
         words = str(rng.choice(sentences)).split()
         start = int(rng.integers(0, max(1, len(words) - 3)))
         pieces.append(speak(" ".join(words[start:]), language, voice, pitch, words_per_minute))
-        pieces.append(np.zeros(int(rng.uniform(0.1, 0.6) * SAMPLING_RATE_HZ), np.float32))
+        pieces.append(np.zeros(int(rng.uniform(0.1, 0.6) * WAV2VEC2_RATE_HZ), np.float32))
     waveform = np.concatenate(pieces)[:num_samples]
     waveform = waveform * (rng.uniform(0.2, 0.9) / np.abs(waveform).max())
     noise = rng.normal(0, rng.uniform(1e-5, 1e-3), num_samples)
@@ -95,15 +94,15 @@ def write_drawn_clip(
     """Writes one clip with its labels and returns its row of the metadata."""
     torch.set_num_threads(1)
     rng = np.random.default_rng((seed, sorted(SPLITS).index(split), index))
-    num_samples = round(num_frames / fps * SAMPLING_RATE_HZ)
+    num_samples = round(num_frames / fps * WAV2VEC2_RATE_HZ)
     waveform, facts = random_silence(rng, num_samples) if silent else random_speech(rng, split, num_samples)
     # What is loud is relative to the clip, so that noise alone would open the mouth.
-    mouth = mouth_from_speech(np.zeros_like(waveform) if silent else waveform, SAMPLING_RATE_HZ, num_frames, fps)
+    mouth = mouth_from_speech(np.zeros_like(waveform) if silent else waveform, WAV2VEC2_RATE_HZ, num_frames, fps)
     person, motion = random_person(rng), random_motion(rng, num_frames, fps)
     frames = [render_frame(person, motion.row(i), mouth[i], size_px) for i in range(num_frames)]
     name = f"{split}_{index:04d}"
     paths = {"video": f"clips/{name}.mp4", "face_info": f"face_info/{name}.npz", "labels": f"labels/{name}.npz"}
-    audio = Audio(torch.from_numpy(waveform)[None], SAMPLING_RATE_HZ)
+    audio = Audio(waveform[None], WAV2VEC2_RATE_HZ)
     write_video(folder / paths["video"], (frame.pixels for frame in frames), fps, audio, crf=10, keyframe_interval=30)
     save_face_info(folder / paths["face_info"], face_info(frames))
     with replacing(folder / paths["labels"]) as temporary:
@@ -127,9 +126,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     for name in ("num_clips", "seconds", "fps", "num_processes"):
         if getattr(args, name) <= 0:
-            raise InputError(f"--{name} {getattr(args, name)}: must be more than 0")
+            raise InputError("must be more than 0", name, getattr(args, name))
     if args.size < 32 or args.size % 2:
-        raise InputError(f"--size {args.size}: must be an even number of px, 32 or more")
+        raise InputError("must be an even number of px, 32 or more", "size", args.size)
     folder = Path(args.output_dir)
     for part in ("clips", "face_info", "labels", "audio_embeds"):
         (folder / part).mkdir(parents=True, exist_ok=True)

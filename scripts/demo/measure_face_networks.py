@@ -14,7 +14,7 @@ from scripts.demo.face_pictures import degrade, random_clutter, random_moment, r
 from vexpress.media.faces import Face, FaceAnalyzer
 from vexpress.media.video import read_frames, write_video
 
-HELDOUT_SEED, HELDOUT_CLUTTER_SEED = 2**31, 2**31 + 2**30
+HELDOUT_PEOPLE_SEED, HELDOUT_CLUTTER_SEED = 2**31, 2**31 + 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def render_heldout_shots(num_people: int) -> dict[str, list[Shot]]:
     cases: dict[str, list[Shot]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for index in range(num_people):
-            rng = np.random.default_rng((HELDOUT_SEED, index))
+            rng = np.random.default_rng((HELDOUT_PEOPLE_SEED, index))
             take = functools.partial(random_shot, rng, random_person(rng, is_natural(index)), is_natural(index))
             shots = {f"{size_px} px": take(size_px) for size_px in (96, 128, 256, 512)}
             shot = take(128)
@@ -139,7 +139,7 @@ def verify(embeddings: list[list[np.ndarray]], rng: np.random.Generator) -> dict
     }
 
 
-def measure(folder: Path, num_people: int) -> dict:
+def measure_networks(folder: Path, num_people: int) -> dict:
     """Measures the exported networks through insightface, on people and clutter that they were not trained on."""
     analyzer = FaceAnalyzer(folder, modules=("detection", "landmark_2d_106", "recognition"))
     cases = render_heldout_shots(num_people)

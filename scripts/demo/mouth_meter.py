@@ -24,7 +24,7 @@ MASK_LEVEL = 0.4
 CLOSED_HEIGHT, HEIGHT_PER_APERTURE = 0.165, 0.33  # mean height over the width, in face units, lips included
 WIDTH_BIAS = 0.02  # of the half width in face units, by blur
 STILL = 0.02  # standard deviation of an aperture that does not move: three times what is read from closed mouths
-SMOOTHING_FRAMES = 3  # of the size and turn of the head, which keypoints tell with noise
+HEAD_SMOOTHING_FRAMES = 3  # of the size and turn of the head, which keypoints tell with noise
 
 
 def measure_mouth(frames: np.ndarray, kps: np.ndarray) -> np.ndarray:
@@ -64,7 +64,7 @@ def _upright(frames: np.ndarray, kps: np.ndarray) -> np.ndarray:
     along = np.maximum((nose * down).sum(1) / (NOSE_Y - EYE_Y), 0.3 * across)
     turn = (nose * right).sum(1) / across
     across, along, turn = (
-        ndi.gaussian_filter1d(values, SMOOTHING_FRAMES, mode="nearest") for values in (across, along, turn)
+        ndi.gaussian_filter1d(values, HEAD_SMOOTHING_FRAMES, mode="nearest") for values in (across, along, turn)
     )
     steps = right * across[:, None], down * along[:, None]  # px of the frame per face unit
     start = middle + steps[0] * (CORNERS_PER_NOSE * turn[:, None] + LEFT) + steps[1] * (TOP - EYE_Y)

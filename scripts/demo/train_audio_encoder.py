@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import librosa
@@ -19,15 +20,15 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
+from scripts.demo.training_state import load_state, save_state
 from vexpress.audio_features import audio_windows, encode_audio, step_samples
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program, set_up_logging
 from vexpress.files import replacing
-from vexpress.media.audio import load_audio
+from vexpress.media.audio import WAV2VEC2_RATE_HZ, load_audio
 
 logger = logging.getLogger("train_audio_encoder")
 
-SAMPLING_RATE_HZ = 16000
 NUM_MELS, MEL_WINDOW = 48, 640  # samples, 40 ms
 MEL_FLOOR = 1e-4
 
@@ -61,14 +62,14 @@ def log_mel(values: Tensor, config: Wav2Vec2Config) -> Tensor:
     margin = (MEL_WINDOW - receptive_field + 1) // 2
     frames = nn.functional.pad(values, (margin, MEL_WINDOW)).unfold(1, MEL_WINDOW, hop)[:, :num_steps]
     power = torch.fft.rfft(frames * torch.hann_window(MEL_WINDOW)).abs().square() / MEL_WINDOW
-    mel = librosa.filters.mel(sr=SAMPLING_RATE_HZ, n_fft=MEL_WINDOW, n_mels=NUM_MELS, norm=None)
+    mel = librosa.filters.mel(sr=WAV2VEC2_RATE_HZ, n_fft=MEL_WINDOW, n_mels=NUM_MELS, norm=None)
     return torch.log(power @ torch.from_numpy(mel).mT + MEL_FLOOR)
 
 
 def load_split(folder: Path) -> tuple[list[Tensor], list[np.ndarray]]:
     """The waveforms (n) and mouths (f 2) of a drawn dataset."""
     rows = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-    waveforms = [load_audio(folder / row["video"]).resampled_mono(SAMPLING_RATE_HZ) for row in rows]
+    waveforms = [load_audio(folder / row["video"]).resampled_mono(WAV2VEC2_RATE_HZ) for row in rows]
     return waveforms, [np.load(folder / row["labels"])["mouth"] for row in rows]
 
 
@@ -93,51 +94,32 @@ def probe(encoder: Wav2Vec2Model, processor, train: tuple, heldout: tuple) -> di
     return {"aperture": float(1 - residual[0]), "width": float(1 - residual[1])}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Trains, reports and saves."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--heldout_dir", required=True)
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--num_steps", type=int, default=2500)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--save_steps", type=int, default=250)
-    args = parser.parse_args(arguments)
-    set_up_logging()
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
-    processor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)
-    encoder = build_encoder()
+def random_batch_of_speech(rng: np.random.Generator, waveforms: list[Tensor], batch_size: int) -> list[np.ndarray]:
+    """Waveforms (n), as long as the shortest one, at random levels and with faint noise."""
+    num_samples = min(map(len, waveforms))
+    chosen = rng.choice(len(waveforms), batch_size)
+    waves = [waveforms[i][:num_samples] * float(rng.uniform(0.2, 1)) for i in chosen]
+    noises = [rng.normal(0, 10 ** rng.uniform(-5, -2.5), num_samples) for _ in waves]
+    return [(wave + torch.from_numpy(noise).float()).numpy() for wave, noise in zip(waves, noises)]
+
+
+def train_encoder(
+    encoder: Wav2Vec2Model, processor: Wav2Vec2FeatureExtractor, waveforms: list[Tensor], args: Namespace, folder: Path
+) -> None:
+    """Trains the encoder, from where the state in `folder` is; leaves it in evaluation mode."""
     head = nn.Linear(encoder.config.hidden_size, NUM_MELS)
     parameters = [*encoder.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.99))
-    state_path, start = folder / "state.pt", 0
-    if state_path.is_file():
-        state = torch.load(state_path, weights_only=True)
-        encoder.load_state_dict(state["encoder"])
-        head.load_state_dict(state["head"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-    train, heldout = load_split(Path(args.data_dir)), load_split(Path(args.heldout_dir))
-    num_samples = min(map(len, train[0]))
+    state_path, parts = folder / "state.pt", {"encoder": encoder, "head": head, "optimizer": optimizer}
+    start = load_state(state_path, **parts)["step"]
     losses = []
     encoder.train()
     for step in range(start, args.num_steps):
-        rng = np.random.default_rng((0, step))
+        decay = 0.5 * (1 + math.cos(math.pi * step / args.num_steps))
         for group in optimizer.param_groups:
-            group["lr"] = (
-                args.learning_rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / args.num_steps))
-            )
-        chosen = rng.choice(len(train[0]), args.batch_size)
-        waves = [train[0][i][:num_samples] * float(rng.uniform(0.2, 1)) for i in chosen]
-        waves = [
-            wave + torch.from_numpy(rng.normal(0, 10 ** rng.uniform(-5, -2.5), num_samples)).float() for wave in waves
-        ]
-        values = processor(
-            [wave.numpy() for wave in waves], sampling_rate=SAMPLING_RATE_HZ, return_tensors="pt"
-        ).input_values
+            group["lr"] = args.learning_rate * min(1, (step + 1) / 100) * decay
+        waves = random_batch_of_speech(np.random.default_rng((0, step)), waveforms, args.batch_size)
+        values = processor(waves, sampling_rate=WAV2VEC2_RATE_HZ, return_tensors="pt").input_values
         target = log_mel(values, encoder.config)
         loss = (head(encoder(values).last_hidden_state) - target).abs().mean()
         optimizer.zero_grad(set_to_none=True)
@@ -148,14 +130,34 @@ def main(arguments: list[str] | None = None) -> None:
         if (step + 1) % args.save_steps == 0 or step + 1 == args.num_steps:
             logger.info("step %d log-mel error %.3f", step + 1, np.mean(losses))
             losses = []
-            with replacing(state_path) as temporary:
-                state = {"encoder": encoder.state_dict(), "head": head.state_dict(), "step": step + 1}
-                torch.save(state | {"optimizer": optimizer.state_dict()}, temporary)
+            save_state(state_path, parts, step=step + 1)
     encoder.eval()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains, reports and saves."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", required=True, type=Path)
+    parser.add_argument("--heldout_dir", required=True, type=Path)
+    parser.add_argument("--output_dir", required=True, type=Path)
+    parser.add_argument("--num_steps", type=int, default=2500)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--save_steps", type=int, default=250)
+    args = parser.parse_args(arguments)
+    set_up_logging()
+    folder = args.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    train, heldout = load_split(args.data_dir), load_split(args.heldout_dir)
+    torch.manual_seed(0)
+    processor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=False)
+    encoder = build_encoder()
+    train_encoder(encoder, processor, train[0], args, folder)
     figures = {"probe_r2": probe(encoder, processor, train, heldout)}
     encoder.save_pretrained(folder)
     processor.save_pretrained(folder)
-    (folder / "report.json").write_text(json.dumps(figures, indent=1) + "\n")
+    with replacing(folder / "report.json") as temporary:
+        temporary.write_text(json.dumps(figures, indent=1) + "\n")
     print(f"{folder}: audio encoder; {figures}")
 
 

@@ -25,15 +25,16 @@ from scripts.demo.drawn_faces import INNER_LIPS, OUTER_LIPS, DrawnFrame
 from scripts.demo.face_networks import FINE_PX, LEVELS, NETWORKS, SHRINK, Detector, export_network
 from scripts.demo.face_pictures import (
     CANVAS_PX,
+    FACES_SEED,
     FRAMES_PER_PERSON,
-    TRAIN_SEED,
     Pool,
     degrade,
     random_clutter,
     random_pool,
     recoloured,
 )
-from scripts.demo.measure_face_networks import measure
+from scripts.demo.measure_face_networks import measure_networks
+from scripts.demo.training_state import SAVE_SECONDS, load_state, save_state
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program, set_up_logging
 from vexpress.errors import InputError
@@ -41,18 +42,17 @@ from vexpress.files import replacing
 
 logger = logging.getLogger("train_face_networks")
 
-PICTURE_PX = 128
+DETECTOR_PICTURE_PX = 128
 SMALL_LEVEL_PX, LARGE_LEVEL_PX = 165, 125  # in insightface's picture: widest face of the first, narrowest of the second
-SAVE_SECONDS = 60
 BATCH_SIZES = {"detection": 16, "landmarks": 16, "recognition": 32}  # of recognition, people with two pictures each
 TEMPERATURE = 0.1
-LIP_WEIGHT = 2.0
+LIP_LANDMARK_WEIGHT = 2.0
 
 
 # ---- the three tasks -----------------------------------------------------------------------------------------------
 
 
-def to_tensor(pixels: list[np.ndarray], scale: float) -> Tensor:
+def centred_tensor(pixels: list[np.ndarray], scale: float) -> Tensor:
     """n (H W 3) uint8 -> (n 3 H W) float32 about 0."""
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float().sub_(127.5).div_(scale)
 
@@ -61,11 +61,11 @@ def compose_picture(rng: np.random.Generator, pool: Pool) -> tuple[np.ndarray, n
     """A picture as the detector sees it, and the five keypoints and the box's corners in it.
 
     Returns:
-        (PICTURE_PX PICTURE_PX 3) uint8, and points (7 2) in px of it or None if there is no face.
+        (DETECTOR_PICTURE_PX DETECTOR_PICTURE_PX 3) uint8, and points (7 2) in px of it or None if there is no face.
     """
     kind = rng.random()
     if kind < 0.14:
-        return degrade(rng, random_clutter(rng, PICTURE_PX)), None
+        return degrade(rng, random_clutter(rng, DETECTOR_PICTURE_PX)), None
     frame = pool.people[rng.integers(len(pool.people))][rng.integers(FRAMES_PER_PERSON)]
     if kind < 0.2:
         return degrade(rng, without_face(rng, frame)), None
@@ -89,9 +89,9 @@ def compose_picture(rng: np.random.Generator, pool: Pool) -> tuple[np.ndarray, n
         picture = cv2.warpAffine(source, inside, canvas, borderMode=cv2.BORDER_REPLICATE)
     else:
         picture = cv2.warpAffine(source, inside, canvas, dst=clutter.copy(), borderMode=cv2.BORDER_TRANSPARENT)
-    points = (points @ matrix[:, :2].T + matrix[:, 2]) * PICTURE_PX / CANVAS_PX
-    end = points.max(0) + rng.uniform(0, 0.3, 2) * PICTURE_PX
-    picture = cv2.resize(picture, (PICTURE_PX,) * 2, interpolation=cv2.INTER_AREA)
+    points = (points @ matrix[:, :2].T + matrix[:, 2]) * DETECTOR_PICTURE_PX / CANVAS_PX
+    end = points.max(0) + rng.uniform(0, 0.3, 2) * DETECTOR_PICTURE_PX
+    picture = cv2.resize(picture, (DETECTOR_PICTURE_PX,) * 2, interpolation=cv2.INTER_AREA)
     picture = degrade(rng, picture) if rng.random() < 0.5 else picture
     if rng.random() < 0.15:  # pictures that are not square are filled up with black
         picture[:, int(end[0]) :] = 0
@@ -101,7 +101,7 @@ def compose_picture(rng: np.random.Generator, pool: Pool) -> tuple[np.ndarray, n
 
 
 def without_face(rng: np.random.Generator, frame: DrawnFrame) -> np.ndarray:
-    """Hair, clothes and background of a frame, or its tiles in disorder: (PICTURE_PX PICTURE_PX 3) uint8."""
+    """Hair, clothes and background of a frame, or its tiles in disorder: (H W 3) uint8, DETECTOR_PICTURE_PX wide."""
     size = len(frame.pixels)
     if rng.random() < 0.5:
         x1, y1, x2, y2 = np.clip(np.rint(frame.bbox).astype(int), 8, size - 8)
@@ -112,7 +112,7 @@ def without_face(rng: np.random.Generator, frame: DrawnFrame) -> np.ndarray:
         tiles = frame.pixels[: count * side, : count * side].reshape(count, side, count, side, 3).swapaxes(1, 2)
         tiles = rng.permutation(tiles.reshape(-1, side, side, 3)).reshape(tiles.shape)
         part = tiles.swapaxes(1, 2).reshape(count * side, count * side, 3)
-    return cv2.resize(part, (PICTURE_PX, PICTURE_PX), interpolation=cv2.INTER_AREA)
+    return cv2.resize(part, (DETECTOR_PICTURE_PX, DETECTOR_PICTURE_PX), interpolation=cv2.INTER_AREA)
 
 
 def compute_detection_loss(network: Detector, rng: np.random.Generator, pool: Pool, batch_size: int) -> Tensor:
@@ -124,7 +124,7 @@ def compute_detection_loss(network: Detector, rng: np.random.Generator, pool: Po
     points = torch.from_numpy(points).float() * SHRINK / FINE_PX  # in cells of the fine grid
     middle, width = points[:, 5:].mean(1), (points[:, 6, 0] - points[:, 5, 0])  # (n 2), (n)
     loss = torch.zeros(())
-    images = to_tensor(pictures, 128).contiguous(memory_format=torch.channels_last)
+    images = centred_tensor(pictures, 128).contiguous(memory_format=torch.channels_last)
     for (stride, _), (logits, found) in zip(LEVELS, network.levels(images)):
         step = stride // FINE_PX
         limits = (0, SMALL_LEVEL_PX) if step == 1 else (LARGE_LEVEL_PX, math.inf)
@@ -158,8 +158,8 @@ def compute_landmark_loss(network: nn.Module, rng: np.random.Generator, pool: Po
         crops.append(cv2.warpAffine(degrade(rng, recoloured(rng, frame.pixels)), matrix, (size, size)))
         landmarks.append((frame.landmarks @ matrix[:, :2].T + matrix[:, 2]) / (size / 2) - 1)
     weights = torch.ones(106)
-    weights[INNER_LIPS + OUTER_LIPS] = LIP_WEIGHT
-    found = network(to_tensor(crops, 128)).unflatten(1, (106, 2))
+    weights[INNER_LIPS + OUTER_LIPS] = LIP_LANDMARK_WEIGHT
+    found = network(centred_tensor(crops, 128)).unflatten(1, (106, 2))
     distance = (found - torch.from_numpy(np.stack(landmarks)).float()).square().sum(2).add(1e-8).sqrt()
     return 10 * (distance * weights).mean()
 
@@ -176,7 +176,7 @@ def compute_recognition_loss(network: nn.Module, rng: np.random.Generator, pool:
             frame = pool.people[person][index]
             kps = frame.kps + rng.normal(0, 0.008, (5, 2)) * len(frame.pixels)
             crops.append(face_align.norm_crop(degrade(rng, np.ascontiguousarray(frame.pixels[..., order])), kps))
-    embeddings = F.normalize(network(to_tensor(crops, 127.5)))
+    embeddings = F.normalize(network(centred_tensor(crops, 127.5)))
     similarity = embeddings @ embeddings.T / TEMPERATURE
     similarity = similarity.masked_fill(torch.eye(len(crops), dtype=torch.bool), -math.inf)
     return F.cross_entropy(similarity, torch.arange(len(crops)) ^ 1)
@@ -189,17 +189,14 @@ LOSSES = {
 }
 
 
-def train(name: str, num_steps: int, learning_rate: float, pool: Callable[[], Pool], folder: Path) -> None:
+def train_face_network(name: str, num_steps: int, learning_rate: float, pool: Callable[[], Pool], folder: Path) -> None:
     """Trains a network from where its state in `folder` stands, and exports it with every save."""
-    torch.manual_seed(TRAIN_SEED)
+    torch.manual_seed(FACES_SEED)
     network = NETWORKS[name][0]().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    state_path, start = folder / "states" / f"{name}.pt", 0
-    if state_path.is_file():
-        state = torch.load(state_path, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+    state_path, parts = folder / "states" / f"{name}.pt", {"network": network, "optimizer": optimizer}
+    start = load_state(state_path, **parts)["step"]
+    if start:
         logger.info("%s: resumed at step %d", name, start)
     exports = folder / "models" / "buffalo_l"
     if start >= num_steps:
@@ -212,7 +209,7 @@ def train(name: str, num_steps: int, learning_rate: float, pool: Callable[[], Po
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 100)
         network.train()
-        rng = np.random.default_rng((TRAIN_SEED, 1, step))
+        rng = np.random.default_rng((FACES_SEED, 1, step))
         loss = LOSSES[name](network, rng, pool, BATCH_SIZES[name])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -226,9 +223,7 @@ def train(name: str, num_steps: int, learning_rate: float, pool: Callable[[], Po
             left = (num_steps - step - 1) * pace / 60
             logger.info("%s: step %d of %d, loss %.4f, %.2f s per step, %.0f min left",
                         name, step + 1, num_steps, np.mean(losses), pace, left)  # fmt: skip
-            with replacing(state_path) as temporary:
-                state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-                torch.save(state, temporary)
+            save_state(state_path, parts, step=step + 1)
             export_network(name, network, exports)
             losses, since = [], time.time()
 
@@ -246,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     for name, least in (("num_people", 2), ("num_heldout_people", 1), *((f"{name}_steps", 1) for name in NETWORKS)):
         if getattr(args, name) < least:
-            raise InputError(f"--{name} {getattr(args, name)}: must be {least} or more")
+            raise InputError(f"must be {least} or more", name, getattr(args, name))
     set_up_logging()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -254,8 +249,8 @@ def main(arguments: list[str] | None = None) -> None:
         (args.output_dir / part).mkdir(parents=True, exist_ok=True)
     pool = functools.cache(lambda: random_pool(args.num_people))
     for name in NETWORKS:
-        train(name, getattr(args, f"{name}_steps"), args.learning_rate, pool, args.output_dir)
-    report = measure(args.output_dir, args.num_heldout_people)
+        train_face_network(name, getattr(args, f"{name}_steps"), args.learning_rate, pool, args.output_dir)
+    report = measure_networks(args.output_dir, args.num_heldout_people)
     with replacing(args.output_dir / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1))

@@ -11,6 +11,7 @@ import logging
 import math
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from scripts.demo.drawn_faces import DrawnFrame, render_frame
+from scripts.demo.drawn_faces import DrawnFrame, probe_errors, render_frame
 from scripts.demo.drawn_people import random_motion, random_person
+from scripts.demo.training_state import load_state, save_state
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program, set_up_logging
 from vexpress.data.transforms import lip_mask_box
-from vexpress.files import replacing
 from vexpress.training.muon import Muon
 
 logger = logging.getLogger("train_vae")
@@ -33,10 +34,10 @@ BLOCK_OUT_CHANNELS = (12, 24, 48, 96)
 LATENT_CHANNELS = 12
 CROP_PX = 48
 CROP_SHARE = 0.75  # of the steps of the joint phase
-LIP_WEIGHT, COLOUR_WEIGHT, EDGE_WEIGHT, KL_WEIGHT = 6.0, 1.0, 1.0, 1e-4
+LIP_PIXEL_WEIGHT, COLOUR_WEIGHT, EDGE_WEIGHT, KL_WEIGHT = 6.0, 1.0, 1.0, 1e-4
 LEARNING_RATE = 0.02
 POOL_PX = 16
-HELDOUT_SEED, TRAIN_SEED = 2**31, 0
+VAE_HELDOUT_SEED, VAE_SEED = 2**31, 0
 
 
 def build_vae() -> AutoencoderKL:
@@ -63,7 +64,7 @@ def random_frame(rng: np.random.Generator, size_px: int) -> DrawnFrame:
     return render_frame(person, row, np.array([aperture, rng.random()]), size_px)
 
 
-def to_tensor(pixels: np.ndarray) -> Tensor:
+def unit_tensor(pixels: np.ndarray) -> Tensor:
     """(n H W 3) uint8 -> (n 3 H W) float32, -1..1."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
 
@@ -72,7 +73,7 @@ def lip_weights(frame: DrawnFrame) -> np.ndarray:
     """(H W) float32 weights of the loss: more around the mouth and somewhat more at the eyes."""
     weights = np.ones(frame.pixels.shape[:2], np.float32)
     x1, y1, x2, y2 = np.clip(lip_mask_box(frame.landmarks, 1.5), 0, len(weights))
-    weights[y1:y2, x1:x2] = LIP_WEIGHT
+    weights[y1:y2, x1:x2] = LIP_PIXEL_WEIGHT
     reach = (frame.bbox[2] - frame.bbox[0]) * 0.14
     for x, y in frame.kps[:2]:
         weights[round(y - 0.6 * reach) : round(y + 0.6 * reach), round(x - reach) : round(x + reach)] = 2
@@ -97,7 +98,7 @@ def random_batch(rng: np.random.Generator, batch_size: int, size_px: int, crop: 
             x, y = np.clip(corner, 0, size_px - CROP_PX).astype(int)
             pixels.append(frame.pixels[y : y + CROP_PX, x : x + CROP_PX])
             weights.append(whole[y : y + CROP_PX, x : x + CROP_PX])
-    return to_tensor(np.stack(pixels)), torch.from_numpy(np.stack(weights))[:, None]
+    return unit_tensor(np.stack(pixels)), torch.from_numpy(np.stack(weights))[:, None]
 
 
 def compute_loss(vae: AutoencoderKL, pixels: Tensor, weights: Tensor, joint: bool) -> Tensor:
@@ -117,18 +118,15 @@ def compute_loss(vae: AutoencoderKL, pixels: Tensor, weights: Tensor, joint: boo
 
 
 @torch.inference_mode()
-def measure(vae: AutoencoderKL, frames: list[DrawnFrame]) -> dict[str, float]:
+def measure_vae(vae: AutoencoderKL, frames: list[DrawnFrame]) -> dict[str, float]:
     """PSNR of the picture and of the lip box in dB, and the largest mean colour error of skin, hair and background."""
-    batch = to_tensor(np.stack([frame.pixels for frame in frames]))
+    batch = unit_tensor(np.stack([frame.pixels for frame in frames]))
     decoded = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in batch.split(16)])
     decoded = ((decoded.clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
     squares = [np.square(image - frame.pixels) for image, frame in zip(decoded, frames)]
     boxes = [np.clip(lip_mask_box(frame.landmarks, 1.0), 0, len(decoded[0])) for frame in frames]
     lips = [square[y1:y2, x1:x2].mean() for square, (x1, y1, x2, y2) in zip(squares, boxes)]
-    colours = []
-    for image, frame in zip(decoded, frames):
-        spots = [(slice(y - 1, y + 2), slice(x - 1, x + 2)) for x, y in np.rint(frame.probes).astype(int)]
-        colours.append([np.abs(image[spot].mean((0, 1)) - frame.pixels[spot].mean((0, 1))).mean() for spot in spots])
+    colours = [probe_errors(image, frame.pixels, frame.probes) for image, frame in zip(decoded, frames)]
     psnr = lambda values: float(np.mean([10 * math.log10(255**2 / value) for value in values]))  # noqa: E731
     skin, hair, background = np.mean(colours, 0)
     return {
@@ -144,44 +142,29 @@ def set_latent_statistics(vae: AutoencoderKL, rng: np.random.Generator, size_px:
     vae.register_to_config(latents_mean=latents.mean((0, 2, 3)).tolist(), latents_std=latents.std((0, 2, 3)).tolist())
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Trains both phases."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--joint_steps", type=int, default=1700)
-    parser.add_argument("--decoder_steps", type=int, default=1200)
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures per step; twice as many crops")
-    parser.add_argument("--size", type=int, default=96, help="px")
-    parser.add_argument("--save_steps", type=int, default=250)
-    args = parser.parse_args(arguments)
-    set_up_logging()
-    torch.manual_seed(TRAIN_SEED)
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    heldout_rng = np.random.default_rng(HELDOUT_SEED)
+def train_vae(args: Namespace, folder: Path) -> None:
+    """Trains both phases, from where the state in `folder` is; writes `joint/` and `final/`."""
+    heldout_rng = np.random.default_rng(VAE_HELDOUT_SEED)
     heldout = [random_frame(heldout_rng, args.size) for _ in range(64)]
     vae = build_vae()
     optimizer = Muon(vae.parameters(), LEARNING_RATE)
     rates = [group["lr"] for group in optimizer.param_groups]
-    state_path, start = folder / "state.pt", 0
-    if state_path.is_file():
-        state = torch.load(state_path, weights_only=True)
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
+    state_path, parts = folder / "state.pt", {"vae": vae, "optimizer": optimizer}
+    state = load_state(state_path, **parts)
+    if state["step"]:
         vae.register_to_config(**state["statistics"])
-        start = state["step"]
-        logger.info("resumed at step %d", start)
+        logger.info("resumed at step %d", state["step"])
 
     num_steps = args.joint_steps + args.decoder_steps
     losses, since = [], time.time()
-    for step in range(start, num_steps):
+    for step in range(state["step"], num_steps):
         joint = step < args.joint_steps
         done = step / args.joint_steps if joint else (step - args.joint_steps) / args.decoder_steps
         # The joint phase ends at a tenth of its rate: encoder and decoder must agree, the last polish comes later.
         first, last = (1.0, 0.1) if joint else (0.4, 0.0)
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"] = rate * (first + (last - first) * done) * min(1.0, (step + 1) / 50)
-        rng = np.random.default_rng((TRAIN_SEED, step))
+        rng = np.random.default_rng((VAE_SEED, step))
         crop = joint and rng.random() < CROP_SHARE and done < 0.9
         loss = compute_loss(vae, *random_batch(rng, args.batch_size, args.size, crop), joint)
         vae.zero_grad(set_to_none=True)
@@ -191,19 +174,33 @@ def main(arguments: list[str] | None = None) -> None:
         losses.append(loss.item())
         ended = step + 1 in (args.joint_steps, num_steps)
         if ended and joint:
-            set_latent_statistics(vae, np.random.default_rng((TRAIN_SEED, 1, 0)), args.size)
+            set_latent_statistics(vae, np.random.default_rng((VAE_SEED, 1, 0)), args.size)
         if ended or (step + 1) % args.save_steps == 0:
-            figures = {name: round(value, 2) for name, value in measure(vae, heldout).items()}
+            figures = {name: round(value, 2) for name, value in measure_vae(vae, heldout).items()}
             pace = (time.time() - since) / len(losses)
             logger.info("step %d loss %.4f %s %.2f s/step", step + 1, np.mean(losses), figures, pace)
             losses, since = [], time.time()
             statistics = {name: vae.config[name] for name in ("latents_mean", "latents_std")}
-            with replacing(state_path) as temporary:
-                state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict()}
-                torch.save(state | {"statistics": statistics, "step": step + 1}, temporary)
+            save_state(state_path, parts, statistics=statistics, step=step + 1)
         if ended:
             vae.save_pretrained(folder / ("joint" if joint else "final"))
-    print(f"{folder / 'final'}: image autoencoder")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains both phases."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", required=True, type=Path)
+    parser.add_argument("--joint_steps", type=int, default=1700)
+    parser.add_argument("--decoder_steps", type=int, default=1200)
+    parser.add_argument("--batch_size", type=int, default=8, help="pictures per step; twice as many crops")
+    parser.add_argument("--size", type=int, default=96, help="px")
+    parser.add_argument("--save_steps", type=int, default=250)
+    args = parser.parse_args(arguments)
+    set_up_logging()
+    torch.manual_seed(VAE_SEED)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    train_vae(args, args.output_dir)
+    print(f"{args.output_dir / 'final'}: image autoencoder")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=192, help="px")
     args = parser.parse_args(arguments)
     if not 16 <= args.width <= 2048:
-        raise InputError(f"--width {args.width}: must be 16 to 2048 px")
-    path = check_output_path(args.output_path, "--output_path", (args.video_path,))
+        raise InputError("must be 16 to 2048 px", "width", args.width)
+    path = check_output_path(args.output_path, "output_path", (args.video_path,))
     frames = [Image.fromarray(frame) for frame in constant_rate(read_frames(args.video_path), GIF_FPS)]
     size = (args.width, round(args.width * frames[0].height / frames[0].width))
     frames = [frame.resize(size, Image.Resampling.LANCZOS).quantize(96) for frame in frames]

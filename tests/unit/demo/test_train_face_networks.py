@@ -54,14 +54,14 @@ def test_resumed_training_equals_training_without_a_break(tmp_path, pool, monkey
     for folder in (tmp_path / "whole", tmp_path / "broken"):
         for part in ("states", "models/buffalo_l"):
             (folder / part).mkdir(parents=True)
-    train_face_networks.train("landmarks", 3, 1e-3, lambda: pool, tmp_path / "whole")
+    train_face_networks.train_face_network("landmarks", 3, 1e-3, lambda: pool, tmp_path / "whole")
     monkeypatch.setattr(train_face_networks, "SAVE_SECONDS", 0)
 
     steps = iter([train_face_networks.compute_landmark_loss] * 2)
     with monkeypatch.context() as patch, pytest.raises(StopIteration):
         patch.setitem(train_face_networks.LOSSES, "landmarks", lambda *batch: next(steps)(*batch))
-        train_face_networks.train("landmarks", 3, 1e-3, lambda: pool, tmp_path / "broken")
-    train_face_networks.train("landmarks", 3, 1e-3, lambda: pool, tmp_path / "broken")
+        train_face_networks.train_face_network("landmarks", 3, 1e-3, lambda: pool, tmp_path / "broken")
+    train_face_networks.train_face_network("landmarks", 3, 1e-3, lambda: pool, tmp_path / "broken")
     whole, broken = (
         torch.load(tmp_path / folder / "states" / "landmarks.pt", weights_only=True) for folder in ("whole", "broken")
     )
@@ -91,5 +91,5 @@ def test_exported_detector_says_what_the_network_sees(tmp_path):
 
 
 def test_a_flag_out_of_range_is_refused(tmp_path):
-    with pytest.raises(InputError, match="--num_people 1: must be 2 or more"):
+    with pytest.raises(InputError, match="num_people=1: must be 2 or more"):
         train_face_networks.main(["--output_dir", str(tmp_path), "--num_people", "1"])
