@@ -21,7 +21,7 @@ MAX_HEADER_ERROR_SECONDS = 0.5
 MIN_RESTART_SECONDS = 0.5
 # A longer stretch without any packet of sound or video is a broken clock, not a pause (FFmpeg's own limit, too).
 MAX_JUMP_SECONDS = 10
-# What a packet says of its length is not believed beyond this: the last one before a jump says the jump's.
+# What a packet says of its length is not believed beyond this: the last one before a jump says that of the jump.
 MAX_PACKET_SECONDS = 1
 
 
@@ -143,21 +143,22 @@ class Clock:
 
     Args:
         path: for the messages; None for none.
+
+    Attributes:
+        cut_seconds: sum of what was cut.
+        breaks: when the file's own timestamps restarted or jumped, in seconds of this clock.
     """
 
     def __init__(self, path: str | os.PathLike | None = None):
         self.log = logger.log if path is not None else lambda *_: None
         self.path = path
         self.cut_seconds = 0.0
+        self.breaks: list[float] = []
         self._spans: list[_Span] = []
         self._span_of: dict[int, _Span] = {}  # stream -> the span that it is in
         self._last: dict[int, float] = {}  # stream -> its latest timestamp, in the file's own seconds
+        self._longest: dict[int, float] = {}  # stream -> length of its longest packet in seconds
         self._end = 0.0  # of all packets so far, in seconds of this clock
-
-    @property
-    def is_continuous(self) -> bool:
-        """Whether all timestamps so far were the file's own."""
-        return len(self._spans) < 2
 
     def retime(self, packet: av.Packet) -> None:
         """Moves a packet's timestamps onto this clock; a packet without any stays as it is."""
@@ -171,12 +172,19 @@ class Clock:
         self._last[packet.stream_index] = seconds
         self._span_of[packet.stream_index] = span
         if not packet.is_discard:
-            length = min(float((packet.duration or 0) * packet.time_base), MAX_PACKET_SECONDS)
-            self._end = max(self._end, shown + span.shift + length)
+            self._end = max(self._end, shown + span.shift + self._length(packet))
         if span.shift:
             ticks = round(span.shift / packet.time_base)
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts = None if packet.dts is None else packet.dts + ticks
+
+    def _length(self, packet: av.Packet) -> float:
+        longest = self._longest.get(packet.stream_index, 0.0)
+        length = float((packet.duration or 0) * packet.time_base)
+        if length > MAX_PACKET_SECONDS:
+            return longest
+        self._longest[packet.stream_index] = max(longest, length)
+        return length
 
     def _find_span(self, stream_index: int, seconds: float, shown: float) -> _Span:
         """The span of a packet with this decoding and showing time; a new one where the clock breaks."""
@@ -201,6 +209,7 @@ class Clock:
             )
         else:
             return newest
+        self.breaks.append(self._end)
         self._spans.append(_Span(self._end - shown, seconds))
         return self._spans[-1]
 
@@ -220,14 +229,21 @@ def read_packets(
 
 
 def decode_frames(
-    container: av.container.InputContainer, stream: av.stream.Stream, path: str | os.PathLike
+    container: av.container.InputContainer,
+    stream: av.stream.Stream,
+    path: str | os.PathLike,
+    clock: Clock | None = None,
 ) -> Iterator[av.frame.Frame]:
     """Decodes a stream, going on after damaged packets; one warning at the end says what could be read.
 
-    Times of the frames are those of `Clock`.
+    Args:
+        container: from `open_stream`, likewise the stream.
+        stream: video or audio.
+        path: for the messages.
+        clock: gives the times of the frames; None for a new one.
     """
     num_damaged, start, end = 0, None, 0.0
-    clock = Clock(path)
+    clock = Clock(path) if clock is None else clock
     try:
         for packet in read_packets(container, stream, clock):
             try:

@@ -119,7 +119,7 @@ def _read_timeline(
     return _Timeline(
         np.array(sorted(pts for pts in shown if pts >= first), np.int64),
         np.array(sorted(keyframes), np.int64).reshape(-1, 2),
-        clock.is_continuous,
+        not clock.breaks,
     )
 
 

@@ -1,11 +1,12 @@
 """Video: probe, read, bring to a constant frame rate, and write with sound."""
 
+import bisect
 import collections
 import dataclasses
 import itertools
 import os
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from vexpress.errors import InputError
 from vexpress.files import replacing
 from vexpress.media.audio import LAYOUTS, Audio
-from vexpress.media.container import decode_frames, file_start_seconds, media_streams, open_stream
+from vexpress.media.container import Clock, decode_frames, file_start_seconds, media_streams, open_stream
 from vexpress.media.display import EXACT_CONVERSION, shown_size, to_pixels, warn_of_hdr
 
 MIN_FPS, MAX_FPS = 0.1, 240
@@ -75,7 +76,7 @@ def read_frames(path: str | os.PathLike, field: str = "video_path") -> Iterator[
     """Decodes a video lazily in the order in which it is shown, as a player shows it: upright, with square pixels.
 
     Damaged parts are skipped with a warning. Where timestamps restart or jump, see `vexpress.media.container.Clock`.
-    A picture that starts a part of a frame later than the sound is taken for on time, to the nearest whole frame.
+    Where a picture starts a part of a frame later than the sound, its time is rounded to the nearest whole frame.
 
     Yields:
         Seconds since the start of the file, and the frame: (H W 3) uint8 RGB.
@@ -86,13 +87,14 @@ def read_frames(path: str | os.PathLike, field: str = "video_path") -> Iterator[
     with open_stream(path, "video", field) as (container, stream):
         stream.thread_type = "AUTO"
         file_start, fps = file_start_seconds(container), _stream_fps(stream)
-        index, shift = -1, 0.0
-        for index, frame in enumerate(decode_frames(container, stream, path)):
+        clock, index, shift, num_breaks = Clock(path), -1, 0.0, -1
+        for index, frame in enumerate(decode_frames(container, stream, path, clock)):
             seconds = index / (fps or 1) if frame.time is None else frame.time - file_start
             if index == 0:
                 warn_of_hdr(frame, path)
-                if fps and fps <= MAX_FPS:
-                    shift = round(seconds * fps) / fps - seconds
+            breaks = bisect.bisect(clock.breaks, seconds + file_start + TIMESTAMP_ERROR_SECONDS)
+            if breaks != num_breaks:  # a stretch begins whose frames are evenly spaced from here on
+                num_breaks, shift = breaks, round(seconds * fps) / fps - seconds if fps and fps <= MAX_FPS else 0.0
             yield float(seconds + shift), to_pixels(frame, stream)
         if index < 0:
             raise InputError(f"no frame of the video can be decoded; give a whole video in `{field}`", field, path)
@@ -157,6 +159,7 @@ def write_video(
     audio: Audio | None = None,
     crf: int = 18,
     keyframe_interval: int = 250,
+    metadata: Mapping[str, str] | None = None,
 ) -> int:
     """Writes an MP4 of H.264 (yuv420p, BT.709) and AAC, frame by frame, so that memory does not grow with length.
 
@@ -171,6 +174,7 @@ def write_video(
         crf: quality of x264, 0 (best) to 51; 18 is visually lossless.
         keyframe_interval: most frames from one keyframe to the next; fewer make frames quicker to reach and the file
             larger.
+        metadata: kept in the file as it is, by names of any kind.
 
     Returns:
         Number of frames written.
@@ -191,8 +195,9 @@ def write_video(
         )
     with replacing(path) as temporary:
         try:
+            frames = itertools.chain([first], frames)
             return _encode(
-                temporary, itertools.chain([first], frames), (height, width, 3), fps, audio, crf, keyframe_interval
+                temporary, frames, (height, width, 3), fps, audio, crf, keyframe_interval, dict(metadata or {})
             )
         except av.error.OSError as error:  # names the temporary file
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
@@ -206,12 +211,14 @@ def _encode(
     audio: Audio | None,
     crf: int,
     keyframe_interval: int,
+    metadata: dict[str, str],
 ) -> int:
-    options = {"movflags": "+faststart"}
+    options = {"movflags": "+faststart" + "+use_metadata_tags" * bool(metadata)}
     if audio is not None:
         audio = _encodable(audio)
         options["movie_timescale"] = str(audio.sampling_rate_hz)  # else the length is rounded to a millisecond
     with av.open(f"file:{path}", "w", format="mp4", container_options=options) as container:
+        container.metadata.update(metadata)
         quality = {"crf": str(crf), "g": str(keyframe_interval)}
         video_stream = container.add_stream("libx264", rate=fps, options=quality | REPRODUCIBLE)
         video_stream.height, video_stream.width, _ = shape

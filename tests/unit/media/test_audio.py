@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vexpress.errors import InputError
-from vexpress.media.audio import MAX_DRIFT_SECONDS, Audio, load_audio
+from vexpress.media.audio import MAX_DRIFT_SECONDS, Audio, load_audio, write_audio
 
 SAMPLES = Path(__file__).parents[4] / "shared" / "samples"
 ODD_NAMES = (
@@ -215,6 +215,113 @@ def test_resampling_to_the_same_rate_changes_nothing():
     np.testing.assert_array_equal(Audio(samples, 16000).resampled_mono(16000).numpy(), samples[0])
 
 
+# Channels -------------------------------------------------------------------------------------------------------------
+def speech(seconds: float = 2.0, rate: int = 16000) -> np.ndarray:
+    """(n,) bursts of noise with pauses."""
+    time = np.arange(round(seconds * rate)) / rate
+    noise = np.random.default_rng(0).normal(0, 0.1, len(time))
+    return (noise * (np.sin(2 * np.pi * 2 * time) >= 0)).astype(np.float32)
+
+
+def level_db(samples) -> float:
+    return 10 * np.log10(np.square(np.asarray(samples, np.float64)).mean())
+
+
+@pytest.mark.parametrize(
+    "channels",
+    [
+        lambda x: [x, -x],
+        lambda x: [0.5 * x, -0.45 * x],
+        lambda x: [x + 0.4, -x + 0.4],  # a constant is no sound
+        lambda x: [np.where(np.arange(len(x)) < len(x) / 2, x, -x), x],  # for half of the time
+        lambda x: [x, -x, 0 * x, 0 * x, 0 * x, 0 * x],
+        lambda x: [0 * x] * 3 + [x] + [0 * x] * 2,  # where a subwoofer should be
+    ],
+)
+def test_channels_that_cancel_give_the_loudest_with_a_warning(tmp_path, caplog, channels):
+    samples = np.stack(channels(speech())).astype(np.float32)
+    audio = load_audio(write_wav(tmp_path / "a.wav", np.ascontiguousarray(samples.T), 16000))
+    assert "cancel each other" in caplog.text and "a.wav" in caplog.text
+    loudest = np.square(samples - samples.mean(axis=1, keepdims=True)).sum(axis=1).max()
+    mono = audio.resampled_mono(16000).numpy()
+    [heard] = [channel for channel in samples if np.array_equal(channel, mono)]
+    assert np.square(heard - heard.mean()).sum() == pytest.approx(loudest, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "channels", [lambda x: [x, x], lambda x: [x, 0 * x], lambda x: [0.1 * x, x[::-1]], lambda x: [x, np.roll(x, 9)]]
+)
+def test_channels_that_only_differ_are_mixed_without_a_word(tmp_path, caplog, channels):
+    samples = np.stack(channels(speech())).astype(np.float32)
+    audio = load_audio(write_wav(tmp_path / "a.wav", np.ascontiguousarray(samples.T), 16000))
+    np.testing.assert_allclose(audio.resampled_mono(16000).numpy(), samples.mean(axis=0), atol=1e-7)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("layout", ["5.1", "5.1(side)", "7.1", "5.0"])
+def test_a_voice_in_the_centre_is_as_loud_as_alone(tmp_path, caplog, layout):
+    names = [channel.name for channel in av.AudioLayout(layout).channels]
+    samples = np.zeros((len(names), 32000), np.float32)
+    samples[names.index("FC")] = speech()
+    path = tmp_path / "a.mka"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16000, layout=layout)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T).reshape(1, -1), "flt", layout)
+        frame.sample_rate, frame.pts = 16000, 0
+        container.mux(stream.encode(frame) + stream.encode(None))
+    audio = load_audio(path)
+    if audio.layout is not None:
+        assert audio.layout == layout
+    assert level_db(audio.resampled_mono(16000)) == pytest.approx(level_db(speech()), abs=0.1)
+    assert not caplog.records
+
+
+def test_the_mix_is_not_louder_than_what_can_be_written():
+    tone = np.sin(np.arange(16000) / 10).astype(np.float32)
+    assert np.abs(Audio(np.tile(tone, (6, 1)), 16000).mono().samples).max() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-4, 0.3])
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_silence_is_warned_about(tmp_path, caplog, level, num_channels):
+    """Also that of a constant."""
+    samples = np.full((16000, num_channels), level, np.float32)
+    load_audio(write_wav(tmp_path / "a.wav", samples, 16000))
+    assert "a.wav: the sound is silent" in caplog.text
+    caplog.clear()
+    samples[8000:9600] += 0.1 * speech(0.1)[:, None]
+    load_audio(write_wav(tmp_path / "a.wav", samples, 16000))
+    assert not caplog.records
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("suffix", [".wav", ".mp3", ".m4a", ".flac"])
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_written_sound_keeps_rate_length_and_place(tmp_path, suffix, rate, num_channels):
+    samples = click(rate, num_channels, seconds=2)
+    write_audio(tmp_path / f"a{suffix}", Audio(samples, rate))
+    written = load_audio(tmp_path / f"a{suffix}")
+    assert (written.sampling_rate_hz, written.samples.shape) == (rate, samples.shape)
+    lag = np.correlate(written.samples[0, : rate // 2], samples[0, : rate // 2], "full").argmax() - (rate // 2 - 1)
+    assert lag == 0
+    if suffix in (".wav", ".flac"):
+        np.testing.assert_allclose(written.samples, samples, atol=2**-15)
+    assert os.listdir(tmp_path) == [f"a{suffix}"]
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    silence = np.zeros((1, 9600), np.float32)
+    for name, rate, message in (
+        ("a.mp3", 96000, r"a.mp3: .mp3 cannot hold 96000 Hz with 1 channel.s.; use .wav"),
+        ("a.aac", 48000, r"a.aac: a raw AAC stream cannot say where its sound starts.*use .m4a"),
+        ("a.ogg", 48000, r"a.ogg: allowed are .wav"),
+    ):
+        with pytest.raises(InputError, match=f"^audio_save_path=.*{message}"):
+            write_audio(tmp_path / name, Audio(silence, rate))
+    assert not os.listdir(tmp_path)
+
+
 # What cannot be used --------------------------------------------------------------------------------------------------
 def unusable_files(folder: Path) -> dict[str, Path]:
     (folder / "empty.mp3").touch()
@@ -228,6 +335,7 @@ def unusable_files(folder: Path) -> dict[str, Path]:
         frame = av.VideoFrame(32, 32, "yuv420p")
         frame.pts = 0
         container.mux(video.encode(frame) + video.encode(None))
+    os.mkfifo(folder / "pipe.wav")
     cut_off = write_sound(folder / "cut_off.m4a", "aac", click())
     cut_off.write_bytes(cut_off.read_bytes()[:1000])
     return {
@@ -242,6 +350,12 @@ def unusable_files(folder: Path) -> dict[str, Path]:
         "no sound can be": write_wav(folder / "nothing.wav", np.zeros((0, 1), np.int16), 16000),
         "NaN": write_wav(folder / "nan.wav", np.array([[0.0], [np.nan]], np.float32), 16000),
         "infinite": write_wav(folder / "inf.wav", np.array([[0.0], [np.inf]], np.float32), 16000),
+        "samples of 1e+30, where sound is -1 to 1": write_wav(
+            folder / "loud.wav", np.array([[0.0], [1e30]], np.float32), 16000
+        ),
+        "samples of 3.28e+04": write_wav(folder / "whole.wav", np.array([[0.0], [-32768]], np.float64), 16000),
+        "is a device or pipe": folder / "pipe.wav",
+        "is no file name": folder / "nul\0.wav",
         "Permission denied": folder / "secret.mp3",
     }
 
@@ -256,7 +370,7 @@ def test_each_unusable_file_is_one_clear_line(tmp_path, mp3):
         with pytest.raises(InputError) as raised:
             load_audio(path, field="sound")
         message = str(raised.value)
-        assert message.startswith(f"sound={path}: ")
+        assert message.startswith("sound='" if "\0" in str(path) else f"sound={path}: ")
         assert reason in message
         assert "\n" not in message
 
