@@ -50,7 +50,7 @@ def test_going_on_gives_what_an_uninterrupted_run_gives(tmp_path, monkeypatch):
             return network(torch.from_numpy(rng.normal(size=(8, 3))).float()).square().mean()
 
         (tmp_path / folder).mkdir(exist_ok=True)
-        return program.train("fid", network, 6, tmp_path / folder, compute_loss)
+        return program.train_metric_network("fid", network, 6, tmp_path / folder, compute_loss)
 
     whole = train("whole", build())
     with pytest.raises(KeyboardInterrupt):
