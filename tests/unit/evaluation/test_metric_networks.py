@@ -65,4 +65,4 @@ def test_data_without_labels_is_an_error(tmp_path):
     del rows[0]["labels"]
     meta_path.write_text(json.dumps(rows))
     with pytest.raises(InputError, match="with labels"):
-        program.load_clips(meta_path, 4)
+        program.load_drawn_clips(meta_path, 4)
