@@ -35,6 +35,9 @@ LAYOUT = {
 
 INFERENCE_DEFAULTS = "inference_defaults.json"
 
+EMBEDDED_MODEL_DIR = Path(__file__).resolve().parent / "demo_pack"
+"""The model of drawn faces that comes with the package."""
+
 OPTIONAL = {
     "insightface_model_path": "some retarget strategies need no face detection; checked where it is needed",
     "motion_module_path": "denoising_unet may hold the motion modules; loading checks that together they cover all",

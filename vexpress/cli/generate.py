@@ -14,18 +14,17 @@ from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import set_up_logging, torchrun_processes
 from vexpress.errors import InputError
 from vexpress.files import check_output_path, replacing
-from vexpress.model_folder import LAYOUT, ModelPaths
+from vexpress.model_folder import EMBEDDED_MODEL_DIR, LAYOUT, ModelPaths
 from vexpress.options import CALL, MotionOptions, SamplingOptions, load_model_defaults, option_fields
 
 logger = logging.getLogger("vexpress")
 
 DEFAULT_OUTPUT_PATH = "output/output.mp4"
 DEFAULT_MODEL_DIR = Path("model_ckpts")
-DEMO_PACK_DIR = Path(__file__).resolve().parents[1] / "demo_pack"
 DEMO = {
-    "reference_image_path": DEMO_PACK_DIR / "examples" / "portrait.png",
-    "audio_path": DEMO_PACK_DIR / "examples" / "speech.wav",
-    "kps_path": DEMO_PACK_DIR / "examples" / "driving_kps.npz",
+    "reference_image_path": EMBEDDED_MODEL_DIR / "examples" / "portrait.png",
+    "audio_path": EMBEDDED_MODEL_DIR / "examples" / "speech.wav",
+    "kps_path": EMBEDDED_MODEL_DIR / "examples" / "driving_kps.npz",
     "retarget_strategy": "naive_retarget",
     "output_path": "output/demo.mp4",
 }
@@ -80,11 +79,11 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
     parser = build_parser()
     args = parser.parse_args(arguments)
     is_embedded = args.model_dir is None and not DEFAULT_MODEL_DIR.exists()
-    model_dir = args.model_dir or (DEMO_PACK_DIR if is_embedded else DEFAULT_MODEL_DIR)
+    model_dir = args.model_dir or (EMBEDDED_MODEL_DIR if is_embedded else DEFAULT_MODEL_DIR)
     parser.set_defaults(**load_model_defaults(model_dir), model_dir=model_dir, is_embedded=is_embedded)
     args = parser.parse_args(arguments)
     no_inputs = args.reference_image_path is None and args.audio_path is None
-    if no_inputs and Path(model_dir).resolve() == DEMO_PACK_DIR:
+    if no_inputs and Path(model_dir).resolve() == EMBEDDED_MODEL_DIR:
         for name, value in DEMO.items():
             if getattr(args, name) == parser.get_default(name):
                 setattr(args, name, str(value))

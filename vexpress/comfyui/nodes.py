@@ -1,0 +1,281 @@
+"""Nodes that load a model, make videos and show them."""
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from comfy_api.latest import Input, InputImpl, io, ui
+from PIL import Image
+
+from vexpress.comfyui import folders, host, keypoints
+from vexpress.comfyui.generation import Clip, contact_sheet, generate, sheet_numbers
+from vexpress.comfyui.values import check_options, from_audio, node_words, options_of, to_audio, to_batch, to_picture
+from vexpress.comfyui.values import to_pixels as pixels_of
+from vexpress.comfyui.widgets import CATEGORY, Kps, Model, option_inputs
+from vexpress.errors import InputError
+from vexpress.media.audio import load_audio
+from vexpress.media.images import load_image
+from vexpress.media.keypoints import KpsSequence, load_kps
+from vexpress.media.random_access import count_frames, read_frames_at
+from vexpress.media.video import write_video
+from vexpress.model_folder import EMBEDDED_MODEL_DIR
+from vexpress.options import MotionOptions, SamplingOptions
+from vexpress.request import Request
+
+LOADER_OPTIONS = ("dtype", "test_stage")
+"""Options that take effect when a model is loaded; a sampler's scheduler can change without that."""
+MOTION_OPTIONS = ("retarget_strategy", "kps_extend")
+"""What a sampler does with keypoints; the rest of `MotionOptions` are nodes of their own."""
+SAMPLER_FIELDS = [
+    *(field for field in fields(SamplingOptions) if field.name not in LOADER_OPTIONS),
+    *(field for field in fields(MotionOptions) if field.name in MOTION_OPTIONS),
+]
+
+
+class LoadModel(io.ComfyNode):
+    """A model folder -> VEXPRESS_MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        loading = [field for field in fields(SamplingOptions) if field.name in LOADER_OPTIONS]
+        return io.Schema(
+            node_id="VExpress_LoadModel",
+            display_name="V-Express Load Model",
+            category=CATEGORY,
+            description="Loads a model from a folder below models/vexpress, in the released layout.",
+            inputs=[
+                io.Combo.Input(
+                    "model_folder",
+                    options=list(folders.find_models(host.model_roots())),
+                    tooltip="Folder below models/vexpress; the embedded model knows drawn faces only",
+                ),
+                *option_inputs(loading),
+            ],
+            outputs=[Model.Output("model", display_name="model")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, model_folder: str | None = None) -> bool | str:
+        try:
+            folders.model_folder(model_folder or folders.EMBEDDED, host.model_roots())
+        except InputError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, model_folder: str, **_: Any) -> str:
+        return folders.fingerprint(folders.model_folder(model_folder, host.model_roots()))
+
+    @classmethod
+    def execute(cls, model_folder: str, **values: Any) -> io.NodeOutput:
+        with node_words():
+            options = options_of(SamplingOptions, values)
+            folder = folders.model_folder(model_folder, host.model_roots())
+            return io.NodeOutput(host.LoadedModel(folder, options.dtype, options.test_stage))
+
+
+class CropPortrait(io.ComfyNode):
+    """IMAGE -> IMAGE of head and shoulders."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VExpress_CropPortrait",
+            display_name="V-Express Crop Portrait",
+            category=CATEGORY,
+            description="Cuts a square around the largest face: head and shoulders, as V-Express works best on.",
+            inputs=[Model.Input("model"), io.Image.Input("image", tooltip="A picture with one clear frontal face")],
+            outputs=[io.Image.Output("portrait", display_name="portrait")],
+        )
+
+    @classmethod
+    def execute(cls, model: host.LoadedModel, image: torch.Tensor) -> io.NodeOutput:
+        with node_words():
+            portrait = keypoints.crop_portrait(to_picture(image, "image"), model.face_analyzer)
+        return io.NodeOutput(to_batch([portrait]))
+
+
+class _Sampler(io.ComfyNode):
+    """What both samplers check."""
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        image_width: int | None = None,
+        image_height: int | None = None,
+        scheduler: str | None = None,
+        guidance: str | None = None,
+        context_frames: int | None = None,
+        context_overlap: int | None = None,
+        retarget_strategy: str | None = None,
+        kps_extend: str | None = None,
+    ) -> bool | str:
+        # What ComfyUI checks itself is not named here: a message would stand at every input that is.
+        return check_options({name: value for name, value in locals().items() if name != "cls"})
+
+
+class Sample(_Sampler):
+    """Portrait, speech and keypoints -> frames."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VExpress_Sample",
+            display_name="V-Express Sample",
+            category=CATEGORY,
+            description="Makes a talking portrait as images, for other nodes to go on with. A minute of 512x512 at 30 "
+            "fps takes 5.7 GB of memory: for long sound use V-Express Sample to Video.",
+            inputs=sampler_inputs(),
+            outputs=[
+                io.Image.Output("images", display_name="images"),
+                io.Audio.Output("sound", display_name="audio"),
+                io.Float.Output("frame_rate", display_name="fps", tooltip="For Create Video"),
+                Kps.Output("used_kps", display_name="kps", tooltip="The keypoints of every frame"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, audio: dict[str, Any], **values: Any) -> io.NodeOutput:
+        with node_words():
+            clip, options = make_clip(audio=audio, **values)
+            images = to_batch(clip.frames)
+        return io.NodeOutput(images, audio, float(options.fps), used_kps(clip))
+
+
+class SampleToVideo(_Sampler):
+    """Portrait, speech and keypoints -> a file in the output folder; memory does not grow with length."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VExpress_SampleToVideo",
+            display_name="V-Express Sample to Video",
+            category=CATEGORY,
+            description="Makes a talking portrait and writes it to the output folder frame by frame, so that memory "
+            "does not grow with the length of the sound.",
+            inputs=[
+                *sampler_inputs(),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/vexpress",
+                    tooltip="Name of the file in the output folder; may hold folders, and placeholders such as %year%",
+                ),
+            ],
+            outputs=[
+                io.Video.Output("video", display_name="video"),
+                Kps.Output("used_kps", display_name="kps", tooltip="The keypoints of every frame"),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, audio: dict[str, Any], filename_prefix: str, **values: Any) -> io.NodeOutput:
+        with node_words():
+            size = values["image_width"], values["image_height"]
+            path, subfolder = host.new_output_file(filename_prefix, size)  # a bad name is told before the work
+            clip, options = make_clip(audio=audio, **values)
+            metadata = host.workflow_metadata(cls.hidden)
+            write_video(path, clip.frames, options.fps, clip.inputs.audio, metadata=metadata)
+        shown = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)])
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), used_kps(clip), ui=shown)
+
+
+class ContactSheet(io.ComfyNode):
+    """A clip on one picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VExpress_ContactSheet",
+            display_name="V-Express Contact Sheet",
+            category=CATEGORY,
+            description="Shows a clip at a glance: portrait, eight frames, their keypoints, and the sound.",
+            inputs=[
+                io.Image.Input("portrait"),
+                io.MultiType.Input("clip", types=[io.Image, io.Video], tooltip="The frames, as IMAGE or as VIDEO"),
+                io.Audio.Input("audio"),
+                Kps.Input("kps", tooltip="The keypoints of every frame, from the sampler"),
+            ],
+            outputs=[io.Image.Output("sheet", display_name="sheet")],
+        )
+
+    @classmethod
+    def execute(
+        cls, portrait: torch.Tensor, clip: torch.Tensor | Input.Video, audio: dict[str, Any], kps: KpsSequence
+    ) -> io.NodeOutput:
+        with node_words():
+            picture, waveform = to_picture(portrait, "portrait"), to_audio(audio).samples.mean(axis=0)
+            file = None if isinstance(clip, torch.Tensor) else host.video_file(clip)
+            num_frames = count_frames(file, "clip") if file else len(clip)
+            if num_frames != len(kps.kps):
+                raise InputError(
+                    f"holds {num_frames} frames, and `kps` {len(kps.kps)}: give both of one sampler", "clip"
+                )
+            numbers = sheet_numbers(num_frames)
+            frames = list(read_frames_at(file, numbers, "clip")) if file else [pixels_of(clip[n]) for n in numbers]
+            return io.NodeOutput(to_batch([contact_sheet(picture, frames, kps.kps, waveform)]))
+
+
+class Example(io.ComfyNode):
+    """What the demo is made of."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VExpress_Example",
+            display_name="V-Express Example",
+            category=CATEGORY,
+            description="A drawn portrait, speech, and a driving video with its keypoints, for the embedded model.",
+            outputs=[
+                io.Image.Output("portrait", display_name="portrait"),
+                io.Audio.Output("audio", display_name="audio"),
+                Kps.Output("kps", display_name="kps"),
+                io.Video.Output("driving_video", display_name="driving_video"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        folder = EMBEDDED_MODEL_DIR / "examples"
+        return io.NodeOutput(
+            to_batch([load_image(folder / "portrait.png")]),
+            from_audio(load_audio(folder / "speech.wav")),
+            load_kps(folder / "driving_kps.npz"),
+            InputImpl.VideoFromFile(str(folder / "driving.mp4")),
+        )
+
+
+def sampler_inputs() -> list[io.Input]:
+    """Inputs of the nodes that sample."""
+    return [
+        Model.Input("model"),
+        io.Image.Input("portrait", tooltip="Head and shoulders, best square; it is resized to the video's size"),
+        io.Audio.Input("audio", tooltip="Speech; the video lasts as long"),
+        Kps.Input("kps", optional=True, tooltip="How the head moves; left open, it stays still"),
+        *option_inputs(SAMPLER_FIELDS),
+    ]
+
+
+def make_clip(
+    model: host.LoadedModel,
+    portrait: torch.Tensor,
+    audio: dict[str, Any],
+    kps: KpsSequence | None = None,
+    **values: Any,
+) -> tuple[Clip, SamplingOptions]:
+    """Denoises what a sampler's inputs describe, in ComfyUI's memory and with its progress."""
+    options, motion = options_of(SamplingOptions, values), options_of(MotionOptions, values)
+    request = Request(to_picture(portrait, "portrait"), to_audio(audio), kps, motion)
+    report = host.node_report()
+    clip = generate(model.pipeline, lambda: model.face_analyzer, request, options, report, model.load)
+    return clip, options
+
+
+def used_kps(clip: Clip) -> KpsSequence:
+    """The keypoints that a clip was made with."""
+    size: Image.Image = clip.inputs.portrait
+    return KpsSequence(clip.inputs.kps, float(clip.inputs.fps), size.height, size.width)
+
+
+NODES = [LoadModel, Sample, SampleToVideo, CropPortrait, ContactSheet, Example]
