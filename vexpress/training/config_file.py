@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +15,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from vexpress.errors import InputError, first_line
 from vexpress.files import replacing
 from vexpress.training.config import TrainConfig
+
+Config = TypeVar("Config")
 
 REPLACED_KEYS = {
     "solver.enable_xformers_memory_efficient_attention": "nothing, attention always is scaled_dot_product_attention",
@@ -41,12 +43,13 @@ MAX_NODES = 20_000
 """Keys and values of a file, those that an alias repeats included; more would be no configuration."""
 
 
-def load_config(path: str | PathLike, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(path: str | PathLike, overrides: Sequence[str] = (), table: type[Config] = TrainConfig) -> Config:
     """Reads a training configuration.
 
     Args:
         path: YAML file; its key `base` may name another file, relative to it, whose values it changes.
         overrides: `key=value`, with dots for nested keys; these take precedence.
+        table: the class of the configuration.
 
     Raises:
         InputError: a file that cannot be read, an unknown key, or a value of the wrong type or out of range.
@@ -56,7 +59,7 @@ def load_config(path: str | PathLike, overrides: Sequence[str] = ()) -> TrainCon
         if "=" not in override:
             raise InputError(f"override {override!r}: must be key=value, e.g. solver.learning_rate=1e-5")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), *layers, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(OmegaConf.structured(table), *layers, OmegaConf.from_dotlist(list(overrides)))
         return OmegaConf.to_object(merged)
     except InputError:
         raise
@@ -64,7 +67,7 @@ def load_config(path: str | PathLike, overrides: Sequence[str] = ()) -> TrainCon
         key = error.full_key or str(error.key)
         if hint := next((text for old, text in REPLACED_KEYS.items() if key == old or key.startswith(f"{old}.")), None):
             raise InputError(f"{path}: key {key} is gone; instead: {hint}") from error
-        near = difflib.get_close_matches(key, _all_keys(TrainConfig), n=1)
+        near = difflib.get_close_matches(key, _all_keys(table), n=1)
         raise InputError(f"{path}: unknown key {key}{f'; did you mean {near[0]}?' if near else ''}") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path}: an override is not valid YAML ({' '.join(str(error).split())})") from error

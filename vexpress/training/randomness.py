@@ -36,6 +36,10 @@ class RandomParts:
         """The same on another device."""
         return RandomParts(*(getattr(self, entry.name).to(device) for entry in fields(self)))
 
+    def keep_masks(self) -> dict[str, Tensor]:
+        """The conditions' masks, as arguments of `TrainingNetworks.forward`."""
+        return {name: getattr(self, name) for name in ("reference_keep", "kps_keep", "audio_keep")}
+
 
 def random_parts(
     config: TrainConfig, sample_numbers: list[int], latent_shape: tuple[int, ...], num_timesteps: int, drop: bool = True

@@ -1,5 +1,6 @@
 """A run on disk: full states to resume from, and the exported model; each is written whole or not at all."""
 
+import contextlib
 import json
 import logging
 import shutil
@@ -12,7 +13,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vexpress.errors import InputError, first_line
+from vexpress.files import former_folder, remove_folder, remove_leftovers, replace_folder
 from vexpress.model_folder import INFERENCE_DEFAULTS, LAYOUT, read_config
+from vexpress.options import SamplingOptions
+from vexpress.training.checkpoints import (
+    STATE_FILE,
+    Progress,
+    checkpoint_path,
+    find_checkpoints,
+    find_leftovers,
+    partial_path,
+    read_newest,
+    write_progress,
+)
 from vexpress.training.config import TrainConfig
 from vexpress.training.config_file import differing_keys, load_config
 from vexpress.training.stages import TrainingNetworks
@@ -20,7 +33,7 @@ from vexpress.weights import save_networks
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "trainer.json"
+CONFIG_FILE = "config.yaml"
 SCHEDULE_FILE = "schedule.pt"
 EFFECTIVE_ON_RESUME = (
     "data.",
@@ -46,7 +59,7 @@ class RunState:
         accelerator: its processes.
         model: the prepared networks.
         networks: the same, unprepared.
-        lr_scheduler: saved here and not by accelerate, which would read it back with all that a pickle may do.
+        lr_scheduler: saved here and not by accelerate, which would execute a pickle to read it back.
         ema: moving average of the trained weights, likewise; None for none.
     """
 
@@ -62,51 +75,60 @@ class RunState:
         self.config, self.accelerator, self.model, self.networks = config, accelerator, model, networks
         self.lr_scheduler, self.ema = lr_scheduler, ema
         self.folder = Path(config.output_dir)
+        self.export_folder = self.folder / "export"
+
+    # ---- resuming ----------------------------------------------------------------------------------------------------
 
     def resume(self) -> tuple[int, int]:
-        """Loads the last checkpoint, if there is one.
+        """Loads the newest checkpoint, if there is one, and removes what killed runs have left.
 
         Returns:
             Its step, and the number of samples trained on until then; zeros at the start.
 
         Raises:
-            InputError: the folder is another stage's, not shared, or does not fit the configuration.
+            InputError: the checkpoint is damaged, of another stage, or does not fit the configuration; or the folder is
+                not shared by all nodes.
         """
-        found = sorted((self.folder / "checkpoints").glob("step_*"))
-        state = read_config(found[-1] / STATE_FILE) if found else {"step": 0, "num_samples": 0}
-        steps = self.accelerator.gather(torch.tensor([state["step"]], device=self.accelerator.device))
+        is_main = self.accelerator.is_main_process
+        if is_main:
+            self._clean_up()
+        path, progress = read_newest(self.folder, verify=is_main)
+        steps = self.accelerator.gather(torch.tensor([progress.step], device=self.accelerator.device))
         if len(steps.unique()) > 1:
             raise InputError("nodes find different checkpoints; it must be on a shared disk", "output_dir", self.folder)
-        if not found:
+        if path is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             return 0, 0
-        if state["stage"] != self.config.train_stage:
+        if progress.stage != self.config.train_stage:
             raise InputError(
-                f"output_dir={self.folder} holds checkpoints of {state['stage']}, and this is "
-                f"{self.config.train_stage}: change output_dir"
+                f"holds checkpoints of {progress.stage}, and this is {self.config.train_stage}: change `output_dir`",
+                "output_dir",
+                self.folder,
             )
         self._warn_of_changes()
-        try:
-            self.accelerator.load_state(str(found[-1]))
-            schedule = torch.load(found[-1] / SCHEDULE_FILE, map_location="cpu", weights_only=True)
-            self.lr_scheduler.load_state_dict(schedule["lr_scheduler"])
-            if self.ema is not None and schedule["ema"] is None:
-                raise ValueError("solver.ema_decay is set, and was not")
-            if self.ema is not None:
-                self.ema.load_state_dict(schedule["ema"])
-                self.ema.to(self.accelerator.device)
-        except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
-            raise InputError(
-                f"{found[-1]} does not fit this configuration ({first_line(error)}); change output_dir to start anew"
-            ) from error
-        logger.info("resuming at step %d from %s", state["step"], found[-1])
-        return state["step"], state["num_samples"]
+        self._load(path)
+        logger.info("resuming at step %d from %s", progress.step, path)
+        return progress.step, progress.num_samples
+
+    def _clean_up(self) -> None:
+        """Puts right what a killed run has left in the middle of its work."""
+        former = former_folder(self.export_folder)
+        if former.exists() and not self.export_folder.exists():
+            former.rename(self.export_folder)  # killed between the two moves of `replace_folder`
+        for leftover in (*find_leftovers(self.folder), partial_path(self.export_folder), former):
+            remove_folder(leftover)
+        for folder in (self.folder, self.folder / "validation"):
+            remove_leftovers(folder)
 
     def _warn_of_changes(self) -> None:
-        path = self.folder / "config.yaml"
+        path = self.folder / CONFIG_FILE
         if not path.exists():
             return
-        changed = differing_keys(load_config(path), self.config)
+        try:
+            changed = differing_keys(load_config(path), self.config)
+        except InputError as error:
+            logger.warning("settings are not compared with those of the run so far: %s", error)
+            return
         ignored = [key for key in changed if not key.startswith(EFFECTIVE_ON_RESUME)]
         if ignored:
             logger.warning(
@@ -114,49 +136,69 @@ class RunState:
                 ", ".join(ignored),
             )
 
+    def _load(self, path: Path) -> None:
+        try:
+            self.accelerator.load_state(str(path))
+            schedule = torch.load(path / SCHEDULE_FILE, map_location="cpu", weights_only=True)
+            self.lr_scheduler.load_state_dict(schedule["lr_scheduler"])
+            if self.ema is not None and schedule["ema"] is None:
+                raise ValueError("solver.ema_decay is set, and was not")
+            if self.ema is not None:
+                self.ema.load_state_dict(schedule["ema"])
+                self.ema.to(self.accelerator.device)
+        except Exception as error:  # of states that do not fit, the libraries raise anything
+            raise InputError(
+                f"checkpoint {path} does not fit this configuration ({first_line(error)}); change `output_dir` to "
+                "start anew"
+            ) from error
+
+    # ---- saving ------------------------------------------------------------------------------------------------------
+
     def save(self, step: int, num_samples: int) -> None:
         """Writes the full state and the exported model of a step, unless they are there.
 
         Raises:
             InputError: they cannot be written; what was there before is untouched.
         """
-        final = self.folder / "checkpoints" / f"step_{step:08d}"
-        partial = final.with_name(f".{final.name}.part")
+        final = checkpoint_path(self.folder, step)
         try:
             if not final.exists():
-                self._save_state(partial, step, num_samples)
-                self.accelerator.wait_for_everyone()
-                if self.accelerator.is_main_process:
-                    partial.rename(final)
-                    for old in sorted(final.parent.glob("step_*"))[: -self.config.keep_checkpoints]:
-                        shutil.rmtree(old)
+                self._save_state(partial_path(final), Progress(step, num_samples, self.config.train_stage))
                 logger.info("step %d | saved %s", step, final)
             if self._exported_step() != step:
                 self._export(step)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(self.folder / ".export.part", ignore_errors=True)
-            raise InputError(
-                f"checkpoint of step {step} cannot be written to {self.folder} ({error}); earlier ones are untouched; "
-                "free space or change output_dir, and run the same command again"
-            ) from error
+        except BaseException as error:
+            if self.accelerator.is_main_process:
+                for partial in (partial_path(final), partial_path(self.export_folder)):
+                    remove_folder(partial)
+            if isinstance(error, OSError | RuntimeError | SafetensorError):
+                raise InputError(
+                    f"checkpoint of step {step} cannot be written to {self.folder} ({first_line(error)}); earlier ones "
+                    "are untouched; free space or change output_dir, and run the same command again"
+                ) from error
+            raise
 
-    def _save_state(self, partial: Path, step: int, num_samples: int) -> None:
+    def _save_state(self, partial: Path, progress: Progress) -> None:
+        """Writes a checkpoint with all processes, and removes the oldest."""
         if self.accelerator.is_main_process:
-            for leftover in partial.parent.glob(".step_*.part"):  # of runs that were killed
-                shutil.rmtree(leftover)
             partial.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial))
         if self.accelerator.is_main_process:
-            state = {"step": step, "num_samples": num_samples, "stage": self.config.train_stage}
-            (partial / STATE_FILE).write_text(json.dumps(state))
             schedule = {"lr_scheduler": self.lr_scheduler.state_dict(), "ema": self.ema and self.ema.state_dict()}
             torch.save(schedule, partial / SCHEDULE_FILE)
+        self.accelerator.wait_for_everyone()  # all have written their parts
+        if self.accelerator.is_main_process:
+            write_progress(partial, progress)
+            replace_folder(partial, checkpoint_path(self.folder, progress.step))
+            for old in find_checkpoints(self.folder)[: -self.config.keep_checkpoints]:
+                remove_folder(old)
 
     def _exported_step(self) -> int | None:
-        path = self.folder / "export" / STATE_FILE
-        step = read_config(path)["step"] if path.exists() else None
+        try:
+            step = read_config(self.export_folder / STATE_FILE).get("step")
+        except InputError:  # not there, or damaged: it is written anew
+            step = None
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         return step
 
@@ -173,9 +215,7 @@ class RunState:
             self.ema.restore(trained)
 
     def _write_export(self, state: dict[str, Tensor], step: int) -> None:
-        final, partial, former = (self.folder / name for name in ("export", ".export.part", ".export.former"))
-        for leftover in (partial, former):
-            shutil.rmtree(leftover, ignore_errors=True)
+        partial = partial_path(self.export_folder)
         networks = dict(self.networks.named_children())
         weights = {
             name: {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
@@ -187,15 +227,15 @@ class RunState:
         for name, source in copies.items():
             if source:
                 shutil.copytree(source, partial / LAYOUT[name])
+        data = self.config.data
         defaults = {
-            "image_width": self.config.data.train_width,
-            "image_height": self.config.data.train_height,
-            "num_pad_audio_frames": self.config.data.num_padding_audio_frames,
+            "num_pad_audio_frames": data.num_padding_audio_frames,
             "shared_noise": self.config.shared_noise,
         }
+        with contextlib.suppress(InputError):  # trained at a size that no video may have
+            size = {"image_width": data.train_width, "image_height": data.train_height}
+            SamplingOptions(**size)
+            defaults = size | defaults
         (partial / INFERENCE_DEFAULTS).write_text(json.dumps(defaults, indent=1) + "\n")
         (partial / STATE_FILE).write_text(json.dumps({"step": step, "stage": self.config.train_stage}))
-        if final.exists():
-            final.rename(former)
-        partial.rename(final)
-        shutil.rmtree(former, ignore_errors=True)
+        replace_folder(partial, self.export_folder)

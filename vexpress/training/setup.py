@@ -1,12 +1,16 @@
-"""What a run stands on: processes and what shards over them, the optimizer, and the plan in words."""
+"""What a run needs at its start: processes, optimizer, and a description of the plan."""
 
+import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType, ProjectConfiguration
 
-from vexpress.errors import InputError
+from vexpress.devices import process_number
+from vexpress.errors import InputError, first_line
+from vexpress.model_folder import read_config
 from vexpress.training.config import TrainConfig
 from vexpress.training.config_file import format_config
 from vexpress.training.initialize import build_training_networks
@@ -15,26 +19,24 @@ from vexpress.training.stages import compute_memory_bytes, count_parameters, set
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """The launcher's processes, with what shards over them.
+    """Joins the launcher's processes, with what shards over them.
 
     Raises:
-        InputError: DeepSpeed or FSDP is asked for where it is not installed or would not be used.
+        InputError: a precision, DeepSpeed, FSDP or a tracker is asked for that is not there or would not be used; or
+            the environment does not describe processes.
     """
     solver = config.solver
+    _check_environment()
+    if solver.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise InputError("needs a CUDA device; use bf16 or no", "solver.mixed_precision", "fp16")
+    if config.tracker and find_spec(config.tracker) is None:  # accelerate would log nothing
+        raise InputError(f"is not installed; pip install {config.tracker}, or tracker=null", "tracker", config.tracker)
     plugins, wanted = {}, None
-    try:
-        if solver.deepspeed_config:
-            plugin = DeepSpeedPlugin(hf_ds_config=solver.deepspeed_config)
-            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.data.train_bs
-            plugin.deepspeed_config["gradient_clipping"] = solver.max_grad_norm
-            plugins, wanted = {"deepspeed_plugin": plugin}, DistributedType.DEEPSPEED
-    except (ImportError, ValueError, OSError) as error:
-        raise InputError(f"{error} (is it installed?)", "solver.deepspeed_config", solver.deepspeed_config) from error
+    if solver.deepspeed_config:
+        plugins, wanted = {"deepspeed_plugin": _build_deepspeed_plugin(config)}, DistributedType.DEEPSPEED
     if solver.fsdp:
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
         plugins, wanted = {"fsdp_plugin": plugin}, DistributedType.FSDP
-    if config.tracker and find_spec(config.tracker) is None:  # accelerate would log nothing
-        raise InputError(f"is not installed; pip install {config.tracker}, or tracker=null", "tracker", config.tracker)
     try:
         accelerator = Accelerator(
             gradient_accumulation_steps=solver.gradient_accumulation_steps,
@@ -44,8 +46,11 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             project_config=ProjectConfiguration(project_dir=config.output_dir, logging_dir=config.output_dir),
             **plugins,
         )
-    except ValueError as error:  # such as fp16 on a CPU, or against the DeepSpeed file
-        raise InputError(f"{error}", "solver.mixed_precision", solver.mixed_precision) from error
+    except (ValueError, RuntimeError, OSError) as error:  # such as a precision that the DeepSpeed file contradicts
+        raise InputError(
+            f"solver and processes cannot be set up ({first_line(error)}); change solver.mixed_precision or "
+            "solver.deepspeed_config, and start several processes by train_stage.sh"
+        ) from error
     if wanted and accelerator.distributed_type != wanted:  # accelerate would train on without it
         raise InputError(
             "solver.deepspeed_config and solver.fsdp need CUDA devices and processes started by train_stage.sh; "
@@ -54,13 +59,50 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def _check_environment() -> None:
+    """Checks the variables of torchrun, from which libraries would take any nonsense, or wait for ever."""
+    num_processes, rank = process_number("WORLD_SIZE", 1), process_number("RANK", 0)
+    process_number("LOCAL_RANK", 0)
+    if rank >= max(1, num_processes):
+        raise InputError(
+            f"RANK={rank} in the environment: must be below WORLD_SIZE={num_processes}; start with train_stage.sh, or "
+            "unset both"
+        )
+    if num_processes > 1:
+        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise InputError(
+                f"WORLD_SIZE={num_processes} in the environment, and no {', '.join(missing)}; start with "
+                "train_stage.sh, or unset it"
+            )
+        process_number("MASTER_PORT", 0)
+
+
+def _build_deepspeed_plugin(config: TrainConfig) -> DeepSpeedPlugin:
+    path = config.solver.deepspeed_config
+    if find_spec("deepspeed") is None:
+        raise InputError("DeepSpeed is not installed; pip install deepspeed", "solver.deepspeed_config", path)
+    read_config(Path(path))
+    try:
+        plugin = DeepSpeedPlugin(hf_ds_config=path)
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.data.train_bs
+        plugin.deepspeed_config["gradient_clipping"] = config.solver.max_grad_norm
+    except (ImportError, ValueError, OSError, KeyError, TypeError) as error:
+        raise InputError(
+            f"no DeepSpeed configuration ({first_line(error)})", "solver.deepspeed_config", path
+        ) from error
+    return plugin
+
+
 def build_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, in 8 bits if asked for; or Muon.
+    """Builds AdamW, in 8 bits if asked for, or Muon.
 
     Raises:
-        InputError: bitsandbytes is asked for and not installed.
+        InputError: there is nothing to train, or bitsandbytes is asked for and not installed.
     """
     solver = config.solver
+    if not parameters:
+        raise InputError(f"module_training: leaves nothing to train in {config.train_stage}; unset one of its keys")
     betas = (solver.adam_beta1, solver.adam_beta2)
     if solver.optimizer == "muon":
         return Muon(parameters, solver.learning_rate, betas=betas, eps=solver.adam_epsilon)
@@ -82,7 +124,7 @@ def build_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -
 
 
 def describe_plan(config: TrainConfig) -> str:
-    """What a run would do, without doing it: configuration, parameters per network, memory."""
+    """Describes a run without starting it: configuration, parameters per network, memory."""
     networks = build_training_networks(config)
     set_trainable(networks, config.train_stage, config.module_training)
     lines = [format_config(config).rstrip(), ""]

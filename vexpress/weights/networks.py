@@ -24,9 +24,14 @@ IGNORED_KEYS = {
 }
 """Network -> prefix of keys in released files that we do not have -> why."""
 
-LAYER_COUNTS = {"layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block", "depth"}
-MAX_LAYERS = 100
-"""Of one block; a million would take hours to build."""
+MAX_COUNTS = {
+    "layers_per_block": 100,
+    "transformer_layers_per_block": 100,
+    "reverse_transformer_layers_per_block": 100,
+    "depth": 100,
+    "motion_max_seq_length": 10_000,
+}
+"""What would take hours to build if it were a million."""
 
 MOTION_KEY = "motion_modules."  # in the names of parameters that belong into motion_module.*
 
@@ -47,9 +52,9 @@ def build_networks(
     unet_config = read_config(unet_config_path)
     reference_config = {key: value for key, value in unet_config.items() if not key.startswith("motion_")}
     for config in (unet_config, v_kps_guider, audio_projection):
-        for key in LAYER_COUNTS & config.keys():
-            if any(isinstance(count, int | float) and count > MAX_LAYERS for count in _flatten(config[key])):
-                raise InputError(f"makes no such network: must be at most {MAX_LAYERS}", key, config[key])
+        for key in MAX_COUNTS.keys() & config.keys():
+            if any(isinstance(count, int | float) and count > MAX_COUNTS[key] for count in _flatten(config[key])):
+                raise InputError(f"makes no such network: must be at most {MAX_COUNTS[key]}", key, config[key])
     recipes = {
         "reference_net": lambda: ReferenceNet.from_config(reference_config),
         "denoising_unet": lambda: DenoisingUNet.from_config(unet_config),

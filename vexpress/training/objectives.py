@@ -1,0 +1,111 @@
+"""What a training step asks of the network: noise, target and loss. The trainer knows none of them.
+
+An objective with a teacher holds the teacher's networks itself, and calls them with the conditions of the batch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vexpress.diffusion.losses import min_snr_weights, weighted_loss
+from vexpress.diffusion.schedule import build_scheduler
+from vexpress.training.config import TrainConfig
+from vexpress.training.randomness import RandomParts, random_parts
+
+Predict = Callable[..., Tensor]
+"""The network in training: (noisy latents (b c f h w), timesteps (b,), conditions by name) -> (b c f h w) float32.
+The conditions are those of `TrainingNetworks.forward`."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean samples on the device of the network.
+
+    Attributes:
+        latents: (b c f h w) float32.
+        conditions: reference_latents (b c h w), kps_images (b 3 f H W) and audio_windows (b f n d).
+        lip_masks: (b 1 f h w), 1 on the mouth, 0 elsewhere.
+    """
+
+    latents: Tensor
+    conditions: Mapping[str, Tensor]
+    lip_masks: Tensor
+
+
+class StepLoss(NamedTuple):
+    """Results of a step.
+
+    Attributes:
+        loss: scalar, with gradients.
+        mouth_error: sum of squared errors on mouths, without weights.
+        mouth_size: number of elements in that sum.
+    """
+
+    loss: Tensor
+    mouth_error: Tensor
+    mouth_size: Tensor
+
+
+class Objective(Protocol):
+    """What is random in a step, and its loss given that: two functions, so that a step can be repeated exactly."""
+
+    def random_parts(self, sample_numbers: list[int], latent_shape: tuple[int, ...], drop: bool) -> RandomParts:
+        """Samples noise, timesteps and dropped conditions.
+
+        Args:
+            sample_numbers: the dataset's number of each sample, all that randomness may depend on beside the seed.
+            latent_shape: (c f h w) of one sample.
+            drop: False keeps all conditions, for validation.
+        """
+
+    def loss(self, predict: Predict, batch: Batch, parts: RandomParts) -> StepLoss:
+        """Computes the loss of a batch.
+
+        Args:
+            predict: the network in training.
+            batch: clean samples.
+            parts: of `random_parts`, on the same device.
+        """
+
+
+class Denoising:
+    """Velocity prediction at a random timestep, weighted by timestep (Min-SNR), mouth and motion.
+
+    Args:
+        config: noise schedule, rates and weights.
+        device: of the networks.
+
+    Source: paper section 3.3; v-prediction, arXiv 2202.00512.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device | str = "cpu"):
+        self.config = config
+        self.scheduler = build_scheduler("ddim", config.enable_zero_snr)
+        self.alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
+
+    def random_parts(self, sample_numbers: list[int], latent_shape: tuple[int, ...], drop: bool) -> RandomParts:
+        """Samples the random parts of a batch, see `vexpress.training.randomness`."""
+        return random_parts(self.config, sample_numbers, latent_shape, len(self.alphas_cumprod), drop=drop)
+
+    def loss(self, predict: Predict, batch: Batch, parts: RandomParts) -> StepLoss:
+        """Computes the weighted squared error of the predicted velocity."""
+        noisy = self.scheduler.add_noise(batch.latents, parts.noise, parts.timesteps)
+        target = self.scheduler.get_velocity(batch.latents, parts.noise, parts.timesteps)
+        prediction = predict(noisy, parts.timesteps, **batch.conditions, **parts.keep_masks())
+        if self.config.snr_gamma is None:
+            weights = torch.ones_like(parts.timesteps, dtype=torch.float32)
+        else:
+            weights = min_snr_weights(self.alphas_cumprod, parts.timesteps, self.config.snr_gamma)
+        loss_weights = self.config.data.lip_loss_weight, self.config.motion_loss_weight
+        loss = weighted_loss(prediction, target, weights, batch.lip_masks, *loss_weights)
+        # What is logged has no weights, so that runs with other weights can be compared.
+        mouth_error = ((prediction.detach() - target).square() * batch.lip_masks).sum()
+        return StepLoss(loss, mouth_error, batch.lip_masks.sum() * target.shape[1])
+
+
+def build_objective(config: TrainConfig, device: torch.device | str) -> Objective:
+    """Builds the objective of a stage."""
+    return Denoising(config, device)
