@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -11,11 +12,13 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from vexpress.errors import InputError
 
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 MODEL_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".json", ".onnx", ".model", ".txt")
+MAX_JSON_BYTES = 2**26
 FULL_BYTES = 2**16  # a disk with less than this is full
 TEMPORARY_NAME = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}\.part")
 """Host and process that write a temporary file, so that the next run knows which files nobody writes any more."""
@@ -52,6 +55,23 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file of a size that ours have, so that memory is bounded.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is not such a file.
+    """
+    path = Path(path)
+    if not path.is_file():  # opening a pipe would wait for a writer
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def sync(path: Path) -> None:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from scripts.evaluate import METERS
 from tests import tiny
 from tests.clips import write_dataset
 from tests.face_models import build_face_models
@@ -17,8 +18,9 @@ from vexpress.cli.program import run_program
 from vexpress.errors import InputError
 from vexpress.evaluation.clips import Pair, pair_folders
 from vexpress.evaluation.evaluate import evaluate, find_networks, load_networks
-from vexpress.evaluation.measure import Networks, Settings
+from vexpress.evaluation.measure import Networks
 from vexpress.evaluation.report import Report
+from vexpress.evaluation.settings import Settings
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.video import read_frames, write_video
 
@@ -213,7 +215,8 @@ def test_nothing_to_measure_is_an_error(networks, tmp_path):
 
 
 def run(*arguments) -> int:
-    return run_program(lambda: program.main([str(argument) for argument in arguments]))
+    """Runs the program as scripts/evaluate.py does."""
+    return run_program(lambda: program.main([str(argument) for argument in arguments], METERS))
 
 
 def test_mouths_follow_their_labels_and_groups_get_rows(tmp_path, capsys):
@@ -255,6 +258,7 @@ def generation(tmp_path, model_dir) -> dict[str, object]:
     return {
         "--meta_path": write_dataset(tmp_path / "data", 2, num_frames=4, size=64),
         "--model_dir": model_dir,
+        "--fid_network": model_dir / "evaluation" / "fid.pt",
         "--output_dir": tmp_path / "report",
         "--image_width": 64,
         "--image_height": 64,
@@ -287,7 +291,7 @@ def test_missing_videos_are_generated_once(generation, capsys):
 
     capsys.readouterr()
     assert run_flags({**generation, "--num_inference_steps": 2}) == 2
-    assert "made with other sampling" in capsys.readouterr().err
+    assert "made with other num_inference_steps" in capsys.readouterr().err
 
 
 def test_a_clip_that_cannot_be_generated_is_listed(generation):
@@ -304,7 +308,7 @@ def test_a_detector_alone_is_enough_for_keypoints_and_sync(model_dir, tmp_path):
     found = load_networks(find_networks(None, insightface_model_path=str(tmp_path)), "cpu")
     assert found.facts[0].kind == "detection" and len(found.facts[0].sha256) == 12
     assert "no recognition model" in found.missing["FaceSim, dFaceSim"]
-    assert found.missing["Sync-C, Sync-D"] == "give --syncnet_path"
+    assert found.missing["Sync-C, Sync-D"] == "give `syncnet_path`"
     assert find_networks(model_dir)["fid_network"] == model_dir / "evaluation" / "fid.pt"
 
 

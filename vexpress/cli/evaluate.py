@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import set_up_logging, torchrun_processes
 from vexpress.errors import InputError
-from vexpress.evaluation.settings import Settings
+from vexpress.evaluation.settings import LANDMARKS, Settings
 from vexpress.fields import check_range
 from vexpress.options import SamplingOptions, load_model_defaults, option_fields
 
@@ -32,8 +32,8 @@ GENERATION = tuple(field for field in option_fields() if field.name != "fps")
 """Options of the videos that are generated; their frame rate is that of the real clips."""
 MEASURING = tuple(field for field in fields(Settings) if field.name not in ("mouth_meter", "seed"))
 NETWORKS = {
-    "fid_network": "Inception v3 as TorchScript",
-    "fvd_network": "I3D as TorchScript",
+    "fid_network": "Inception v3 as TorchScript, or .safetensors of ours",
+    "fvd_network": "I3D as TorchScript, or .safetensors of ours",
     "syncnet_path": "syncnet_v2.model, or a SyncNet of other sizes",
     "insightface_model_path": "folder of insightface's models",
 }
@@ -52,10 +52,12 @@ def build_parser(meters: Mapping[str, Callable]) -> ArgumentParser:
     networks = parser.add_argument_group("networks; unset: those in MODEL_DIR")
     for name, text in NETWORKS.items():
         networks.add_argument(f"--{name}", help=text)
+    networks.add_argument("--trusted_sha256", nargs="+", default=[], help="TorchScript in MODEL_DIR that may be loaded")
     how = parser.add_argument_group("how")
     add_options(how, MEASURING)
     how.add_argument("--max_clips", type=int, help="most clips that are measured, from the first on")
-    how.add_argument("--mouth_meter", choices=("auto", *meters), default="auto", help="what measures the mouths")
+    names = ("auto", LANDMARKS, *meters)
+    how.add_argument("--mouth_meter", choices=names, default="auto", help="what measures the mouths")
     how.add_argument("--bootstrap_seed", type=int, default=0, help="of resampling and shuffling")
     how.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
     how.add_argument("--gpu_id", type=int, default=0, help="index of the CUDA device")
@@ -132,7 +134,7 @@ def main(arguments: list[str] | None = None, meters: Mapping[str, Callable] | No
         arguments: of the command line; None reads sys.argv.
         meters: name -> mouth meter, beside the package's own, which reads landmarks; see `evaluation.measure`.
     """
-    meters = {"landmarks": None} | dict(meters or {})
+    meters = meters or {}
     args = parse_arguments(arguments, meters)
     from vexpress.devices import process_number, resolve_device
 
@@ -159,9 +161,9 @@ def run(args: Namespace, meters: Mapping[str, Callable], device: "torch.device",
         pairs = pairs[: args.max_clips]
     networks = None
     if rank == 0:  # before hours of work, so that a wrong file is found at once
-        networks = load_networks(
-            find_networks(args.model_dir, **{name: getattr(args, name) for name in NETWORKS}), device
-        )
+        given = {name: getattr(args, name) for name in NETWORKS if getattr(args, name)}
+        trusted = [text.lower() for text in args.trusted_sha256]
+        networks = load_networks(find_networks(args.model_dir, **given), device, given, trusted)
         for metric, why in networks.missing.items():
             logger.warning("%s will not be measured: %s", metric, why)
     if args.sampling is not None:
@@ -178,6 +180,7 @@ def run(args: Namespace, meters: Mapping[str, Callable], device: "torch.device",
         group_by=args.group_by,
         problems=problems,
         progress=lambda chosen: tqdm(chosen, "measure", unit="clip"),
+        meters=meters,
     )
     print(format_table(report.rows))
     if report.group_rows:

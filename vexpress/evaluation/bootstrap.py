@@ -1,4 +1,4 @@
-"""How far a figure may be off, since the clips are a sample: intervals by resampling clips."""
+"""Confidence intervals of figures over clips, by resampling clips."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def estimate_mean(
         return None
     if len(known) == 1 or not np.isfinite(known).all():
         return Estimate(float(statistic(known)), None, None, len(known))
-    resampled = statistic(known[_draws(len(known), seed, num_resamples)], axis=1)
+    resampled = statistic(known[_random_choices(len(known), seed, num_resamples)], axis=1)
     return Estimate(float(statistic(known)), *_interval(resampled), len(known))
 
 
@@ -49,8 +49,8 @@ def estimate_distance(
     Args:
         distance: indices of clips (n) -> figure.
         num_clips: that there are.
-        seed: of the draws.
-        num_resamples: draws.
+        seed: of the resamples.
+        num_resamples: number of resamples.
 
     Raises:
         InputError: what `distance` raises on all clips.
@@ -58,13 +58,13 @@ def estimate_distance(
     value = distance(np.arange(num_clips))
     if num_clips == 1:
         return Estimate(value, None, None, 1)
-    resampled = np.array([distance(draw) for draw in _draws(num_clips, seed, num_resamples)])
+    resampled = np.array([distance(chosen) for chosen in _random_choices(num_clips, seed, num_resamples)])
     low, high = _interval(resampled - resampled.mean() + value)
     return Estimate(value, max(low, 0.0), high, num_clips)
 
 
-def _draws(num_clips: int, seed: int, num_resamples: int) -> np.ndarray:
-    """(num_resamples num_clips) indices, drawn with replacement."""
+def _random_choices(num_clips: int, seed: int, num_resamples: int) -> np.ndarray:
+    """(num_resamples num_clips) random indices, with replacement."""
     return np.random.default_rng(seed).integers(num_clips, size=(num_resamples, num_clips))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from vexpress.errors import InputError
-from vexpress.evaluation.features import NetworkFacts, hash_prefix
+from vexpress.evaluation.network_files import NetworkFacts, hash_prefix
 from vexpress.media.faces import FaceAnalyzer, find_model_dir
 
 KPS_SIDE_PX = 512  # distances are given as in a picture of this width

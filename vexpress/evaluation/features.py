@@ -1,13 +1,12 @@
-"""Networks whose features stand for pictures (FID) and clips (FVD), from files that the user names.
+"""Features that stand for pictures (FID) and clips (FVD), computed by networks from files.
 
-Both are TorchScript, with the interfaces of the released detectors: Inception v3 of the StyleGAN releases and I3D of
-the StyleGAN-V release. A file may hold an extra file `evaluation.json` with what differs from these: {"kind": "...",
-"frame_px": 32} (of the network for clips; absent means 224). The demo pack's small networks do.
+A file is `.safetensors` of our own small networks (`metric_networks`), or TorchScript with the interface of the
+released detectors: Inception v3 of the StyleGAN releases and I3D of the StyleGAN-V release. TorchScript may hold an
+extra file `evaluation.json` with what differs from these: {"kind": "...", "frame_px": 32} (of the network for clips;
+absent means 224).
 """
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
 from os import PathLike
 from pathlib import Path
 
@@ -15,105 +14,88 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from vexpress.errors import InputError, first_line
+from vexpress.evaluation.metric_networks import CLIP_FRAMES, MAX_PX, ClipNetwork, FrameNetwork, load_metric_network
+from vexpress.evaluation.network_files import EXTRA_FILE, NetworkFacts, hash_prefix, is_script, load_script
 
-EXTRA_FILE = "evaluation.json"
-CLIP_FRAMES = 16
 I3D_FRAME_PX = 224
 FRAMES_PER_BATCH, CLIPS_PER_BATCH = 32, 4
-HASH_LETTERS = 12
-
-
-@dataclass(frozen=True)
-class NetworkFacts:
-    """What a report says about the network behind a figure.
-
-    Attributes:
-        metric: what it is for.
-        file: name of the file or folder.
-        sha256: the first letters of its hash; of a folder, that of its files' hashes.
-        kind: what the file says it is, or which released interface is assumed.
-        resize: how pictures are brought to its input.
-    """
-
-    metric: str
-    file: str
-    sha256: str
-    kind: str
-    resize: str
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
-
-
-def hash_prefix(path: str | PathLike) -> str:
-    """Computes the first letters of the SHA-256 of a file, or of the hashes of all ONNX files of a folder."""
-    path = Path(path)
-    if path.is_dir():
-        parts = [hash_prefix(file) for file in sorted(path.glob("*.onnx"))]
-        return hashlib.sha256("".join(parts).encode()).hexdigest()[:HASH_LETTERS]
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:HASH_LETTERS]
 
 
 class FrameFeatures:
     """Features of single pictures, for FID.
 
     Args:
-        path: TorchScript: (n 3 H W) uint8 RGB in 0..255, return_features=True -> (n d); resizes by itself.
+        path: a `FrameNetwork`, or TorchScript: (n 3 H W) uint8 RGB in 0..255, return_features=True -> (n d), which
+            resizes by itself.
         device: where to run.
+        trusted: SHA-256 of TorchScript files that are loaded without a warning.
 
     Raises:
         InputError: missing, or not such a network.
     """
 
-    def __init__(self, path: str | PathLike, device: torch.device | str = "cpu"):
-        self.network, extra = _load_script(path, "fid_network", device)
-        self.device = torch.device(device)
-        kind = extra.get("kind", "Inception v3 interface")
-        resize = extra.get("resize", "by the network itself")
-        self.facts = NetworkFacts("FID", Path(path).name, hash_prefix(path), kind, resize)
+    def __init__(self, path: str | PathLike, device: torch.device | str = "cpu", trusted: Collection[str] = ()):
+        path, field = Path(path), "fid_network"
+        self.device, self._options = torch.device(device), {}
+        resize = "by the network itself"
+        if is_script(path):
+            self.network, extra = load_script(path, field, device, trusted)
+            self._options = {"return_features": True}
+            kind, resize = str(extra.get("kind", "Inception v3 interface")), str(extra.get("resize", resize))
+        else:
+            self.network, kind = load_metric_network(path, FrameNetwork, field, device)
+            resize = f"{self.network.frame_px} px (bilinear, antialiased), {resize}"
+        self.facts = NetworkFacts("FID", path.name, hash_prefix(path), kind, resize)
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """(n H W 3) uint8 RGB -> (n d) float64."""
-        parts = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "n h w c -> n c h w").split(FRAMES_PER_BATCH)
-        return np.concatenate([_run(self.network, part.to(self.device), "fid_network", {}) for part in parts])
+        pictures = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "n h w c -> n c h w")
+        parts = pictures.split(FRAMES_PER_BATCH)
+        return np.concatenate(
+            [_run(self.network, part.to(self.device), "fid_network", self._options) for part in parts]
+        )
 
 
 class ClipFeatures:
     """Features of clips of 16 consecutive frames, for FVD.
 
     Args:
-        path: TorchScript: (n 3 16 224 224) in -1..1, rescale=False, resize=False, return_features=True -> (n d).
+        path: a `ClipNetwork`, or TorchScript: (n 3 16 224 224) in -1..1, rescale=False, resize=False,
+            return_features=True -> (n d).
         device: where to run.
+        trusted: SHA-256 of TorchScript files that are loaded without a warning.
 
     Raises:
         InputError: missing, or not such a network.
     """
 
-    def __init__(self, path: str | PathLike, device: torch.device | str = "cpu"):
-        self.network, extra = _load_script(path, "fvd_network", device)
-        self.device = torch.device(device)
-        self.frame_px = extra.get("frame_px", I3D_FRAME_PX)
-        if not isinstance(self.frame_px, int) or not 8 <= self.frame_px <= 1024:
-            raise InputError(
-                f"its {EXTRA_FILE} says frame_px {self.frame_px!r}, needed is 8..1024", "fvd_network", path
-            )
-        kind = extra.get("kind", "I3D interface")
+    def __init__(self, path: str | PathLike, device: torch.device | str = "cpu", trusted: Collection[str] = ()):
+        path, field = Path(path), "fvd_network"
+        self.device, self._options = torch.device(device), {}
+        if is_script(path):
+            self.network, extra = load_script(path, field, device, trusted)
+            self._options = {"return_features": True, "rescale": False, "resize": False}
+            kind, self.frame_px = str(extra.get("kind", "I3D interface")), extra.get("frame_px", I3D_FRAME_PX)
+        else:
+            self.network, kind = load_metric_network(path, ClipNetwork, field, device)
+            self.frame_px = self.network.frame_px
+        if type(self.frame_px) is not int or not 8 <= self.frame_px <= MAX_PX:
+            raise InputError(f"its {EXTRA_FILE} says frame_px {self.frame_px!r}, allowed is 8..{MAX_PX}", field, path)
         resize = f"shorter side to {self.frame_px} px (bilinear), then its middle"
-        self.facts = NetworkFacts("FVD", Path(path).name, hash_prefix(path), kind, resize)
+        self.facts = NetworkFacts("FVD", path.name, hash_prefix(path), kind, resize)
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """(f H W 3) uint8 RGB -> (f // 16, d) float64, of clips that follow each other; the rest is left out."""
         num_clips = len(frames) // CLIP_FRAMES
         small = self._resized(torch.from_numpy(np.ascontiguousarray(frames[: num_clips * CLIP_FRAMES])))
         clips = rearrange(small, "(n f) c h w -> n c f h w", f=CLIP_FRAMES) / 127.5 - 1
-        options = {"rescale": False, "resize": False}
-        parts = [
-            _run(self.network, part.to(self.device), "fvd_network", options) for part in clips.split(CLIPS_PER_BATCH)
-        ]
-        return np.concatenate(parts)
+        parts = clips.split(CLIPS_PER_BATCH)
+        return np.concatenate(
+            [_run(self.network, part.to(self.device), "fvd_network", self._options) for part in parts]
+        )
 
     def _resized(self, frames: Tensor) -> Tensor:
         """(n H W 3) uint8 -> (n 3 px px) float32 in 0..255, part by part, since floats are large."""
@@ -128,30 +110,21 @@ class ClipFeatures:
         return torch.cat(parts)
 
 
-def _load_script(path: str | PathLike, field: str, device: torch.device | str) -> tuple[torch.jit.ScriptModule, dict]:
-    """The network and what its extra file says."""
-    if not Path(path).is_file():
-        raise InputError("no such file; give a TorchScript network, see docs/evaluation.md", field, path)
-    extra = {EXTRA_FILE: ""}
-    try:
-        network = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
-        facts = json.loads(extra[EXTRA_FILE] or "{}")
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"is no TorchScript network, or damaged ({first_line(error)})", field, path) from error
-    if not isinstance(facts, dict):
-        raise InputError(f"its {EXTRA_FILE} is no JSON object", field, path)
-    return network, facts
-
-
 @torch.no_grad()
-def _run(network: torch.jit.ScriptModule, images: Tensor, field: str, options: dict[str, bool]) -> np.ndarray:
+def _run(network: nn.Module, images: Tensor, field: str, options: dict[str, bool]) -> np.ndarray:
+    """(n ...) -> (n d) float64.
+
+    Raises:
+        InputError: the network does not take the images, or gives something else.
+    """
     try:
-        features = network(images, return_features=True, **options)
-    except (RuntimeError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        features = network(images, **options)
+        if not isinstance(features, Tensor) or features.ndim < 2 or len(features) != len(images):
+            raise TypeError(f"it gives {getattr(features, 'shape', type(features).__name__)} for {len(images)} inputs")
+        return features.flatten(1).double().cpu().numpy()
+    except Exception as error:  # TorchScript raises what its author wants
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
-        problem = first_line(RuntimeError(str(error).strip().splitlines()[-1]))
-        raise InputError(
-            f"the network does not take {tuple(images.shape)} ({problem}); see docs/evaluation.md", field
-        ) from error
-    return features.flatten(1).double().cpu().numpy()
+        lines = str(error).strip().splitlines()
+        problem = f"the network does not take {tuple(images.shape)} ({lines[-1] if lines else first_line(error)})"
+        raise InputError(f"{problem}; see docs/evaluation.md", field) from error

@@ -1,20 +1,22 @@
 """Everything that is measured on one pair of videos. What fails is listed with its reason, and the rest goes on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from scripts.demo.mouth_meter import measure_mouth
 from vexpress.data.formats import load_face_info
 from vexpress.errors import InputError
 from vexpress.evaluation.clips import Clip, Pair, Problem, read_clip
 from vexpress.evaluation.faces import FaceTrack, find_faces, measure_kps_distance, measure_similarity
-from vexpress.evaluation.features import CLIP_FRAMES, ClipFeatures, FrameFeatures, NetworkFacts
+from vexpress.evaluation.features import ClipFeatures, FrameFeatures
 from vexpress.evaluation.images import fit_size, measure_psnr, measure_ssim
-from vexpress.evaluation.mouth import mouth_from_landmarks
+from vexpress.evaluation.metric_networks import CLIP_FRAMES
+from vexpress.evaluation.mouth import MouthMeter, choose_meter
+from vexpress.evaluation.network_files import NetworkFacts
 from vexpress.evaluation.settings import Settings
 from vexpress.evaluation.syncnet import (
     FPS,
@@ -27,18 +29,18 @@ from vexpress.evaluation.syncnet import (
     encode_clip,
     score_sync,
 )
+from vexpress.media.archives import check_unpacked_size
 from vexpress.media.audio import load_audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.video import probe_video
 
 SILENT_LEVEL = 1e-4  # of full scale
-MOUTH_METERS = ("auto", "drawn", "landmarks")
 SMALLEST_MOVEMENT = 1e-4  # standard deviation, below which a correlation is undefined
 
 
 @dataclass
 class Networks:
-    """What measures; None is not there, and `missing` says for each metric which flag would give it."""
+    """What measures; None where it is not there: `missing` says for each metric which option would give it."""
 
     frames: FrameFeatures | None = None
     clips: ClipFeatures | None = None
@@ -93,8 +95,16 @@ class PairMeasures:
             self.fail(what, str(error))
 
 
-def measure_pair(pair: Pair, networks: Networks, settings: Settings) -> PairMeasures:
+def measure_pair(
+    pair: Pair, networks: Networks, settings: Settings, meters: Mapping[str, MouthMeter] = MappingProxyType({})
+) -> PairMeasures:
     """Measures a pair of videos over their common length, at the real one's frame rate.
+
+    Args:
+        pair: to compare.
+        networks: what measures.
+        settings: how.
+        meters: name -> mouth meter, beside the package's own.
 
     Raises:
         InputError: one of the videos cannot be read.
@@ -126,7 +136,7 @@ def measure_pair(pair: Pair, networks: Networks, settings: Settings) -> PairMeas
     with result.listing("target keypoints"):
         target = _target_kps(pair, result.real.faces, num_frames)
     _compare_faces(result, target, [clip.frames.shape[1:3] for clip in clips], settings)
-    _compare_mouths(result, target, clips, settings)
+    _compare_mouths(result, target, clips, choose_meter(settings.mouth_meter, meters, pair.labels is not None))
     return result
 
 
@@ -212,19 +222,13 @@ def _compare_faces(
 
 
 def _compare_mouths(
-    result: PairMeasures, target: np.ndarray | None, clips: tuple[Clip, Clip], settings: Settings
+    result: PairMeasures, target: np.ndarray | None, clips: tuple[Clip, Clip], meter: MouthMeter
 ) -> None:
     pair, (generated, real) = result.pair, clips
-    meter = settings.mouth_meter
-    if meter == "auto":
-        meter = "drawn" if pair.labels is not None else "landmarks"
     with result.listing("mouth"):
         for side, clip in ((result.generated, generated), (result.real, real)):
-            if meter == "drawn" and target is not None:
-                scale = np.divide(clip.frames.shape[2:0:-1], real.frames.shape[2:0:-1])
-                side.mouth = measure_mouth(clip.frames, target * scale)
-            elif meter == "landmarks" and side.faces is not None and side.faces.landmarks is not None:
-                side.mouth = mouth_from_landmarks(side.faces.landmarks, side.faces.kps)
+            scale = np.divide(clip.frames.shape[2:0:-1], real.frames.shape[2:0:-1])
+            side.mouth = meter(clip.frames, None if target is None else target * scale, side.faces)
         result.true_mouth = result.real.mouth if pair.labels is None else _load_labels(pair.labels, len(real.frames))
     if result.true_mouth is None:
         return
@@ -238,9 +242,12 @@ def _compare_mouths(
 
 def _load_labels(path: Path, num_frames: int) -> np.ndarray:
     try:
+        check_unpacked_size(path, "labels")
         with np.load(path, allow_pickle=False) as arrays:
-            mouth = arrays["mouth"]
-    except (OSError, ValueError, KeyError) as error:
+            mouth = np.asarray(arrays["mouth"], np.float32)
+    except InputError:
+        raise
+    except Exception as error:  # zip, zlib and numpy have errors of their own
         raise InputError(f"labels {path.name}: cannot be read, or hold no `mouth` ({type(error).__name__})") from error
     if mouth.ndim != 2 or mouth.shape[1] != 2 or len(mouth) < num_frames:
         raise InputError(f"labels {path.name}: mouth has shape {mouth.shape}, needed are {num_frames} rows of 2")

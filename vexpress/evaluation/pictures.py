@@ -10,8 +10,9 @@ from PIL import Image
 from vexpress.errors import InputError
 from vexpress.evaluation.clips import read_clip
 from vexpress.evaluation.images import fit_size
-from vexpress.evaluation.measure import PairMeasures, Settings
+from vexpress.evaluation.measure import PairMeasures
 from vexpress.evaluation.rows import METRICS, Row
+from vexpress.evaluation.settings import Settings
 from vexpress.files import replacing
 from vexpress.media.audio import load_audio
 
@@ -42,8 +43,8 @@ def choose_clips(measures: Sequence[PairMeasures]) -> tuple[str | None, list[tup
     return None, []
 
 
-def draw_contact_sheet(chosen: Sequence[tuple[str, PairMeasures]], settings: Settings) -> np.ndarray:
-    """Draws frames of clips, generated above real: (H W 3) uint8 RGB."""
+def render_comparison(chosen: Sequence[tuple[str, PairMeasures]], settings: Settings) -> np.ndarray:
+    """Renders frames of clips, generated above real: (H W 3) uint8 RGB."""
     rows = []
     for label, measured in chosen:
         real = read_clip(measured.pair.real, "real videos", settings.max_seconds)
@@ -59,8 +60,8 @@ def draw_contact_sheet(chosen: Sequence[tuple[str, PairMeasures]], settings: Set
     return np.concatenate(rows)
 
 
-def draw_mouths(path: Path, chosen: Sequence[tuple[str, PairMeasures]]) -> bool:
-    """Draws the aperture over the waveform, clip by clip; False if no clip has an aperture."""
+def render_mouths(path: Path, chosen: Sequence[tuple[str, PairMeasures]]) -> bool:
+    """Plots the aperture over the waveform, clip by clip; returns False if no clip has an aperture."""
     known = [(label, m) for label, m in chosen if m.generated.mouth is not None and m.true_mouth is not None]
     if not known:
         return False
@@ -87,15 +88,15 @@ def _envelope(measured: PairMeasures, num_frames: int) -> np.ndarray | None:
     """(n) 0..1: the loudness of the real video's sound while the frames last."""
     try:
         samples = load_audio(measured.pair.sound, "sound").resampled_mono(RATE_HZ).numpy()
-    except InputError:  # stands among the problems
+    except InputError:  # it is listed among the problems
         return None
     samples = np.abs(samples[: round(num_frames / measured.fps * RATE_HZ)])
     parts = np.array([part.max(initial=0) for part in np.array_split(samples, 600)])
     return parts / max(parts.max(), 1e-6)
 
 
-def draw_sync(path: Path, rows: Sequence[Row], group_rows: Sequence[Row]) -> bool:
-    """Draws Sync-C of rows and groups with intervals, and the loss against the real videos; False without sync."""
+def render_sync(path: Path, rows: Sequence[Row], group_rows: Sequence[Row]) -> bool:
+    """Plots Sync-C of rows with intervals, and how far groups are below the real videos; False without sync."""
     by_name = {row.title: row for row in rows if "sync_c" in row.estimates}
     if not by_name:
         return False
@@ -137,15 +138,15 @@ def _save(figure, path: Path) -> None:
 def save_pictures(
     folder: Path, measures: Sequence[PairMeasures], rows: Sequence[Row], group_rows: Sequence[Row], settings: Settings
 ) -> tuple[str | None, list[str]]:
-    """Draws all pictures for which something was measured; returns what clips are ranked by, and the files' names."""
+    """Renders all pictures for which something was measured; returns what clips are ranked by, and the files' names."""
     ranking, chosen = choose_clips(measures)
     names = []
     if chosen:
         with replacing(folder / "clips.png") as temporary:
-            Image.fromarray(draw_contact_sheet(chosen, settings)).save(temporary)
+            Image.fromarray(render_comparison(chosen, settings)).save(temporary)
         names.append("clips.png")
-    if draw_mouths(folder / "mouth.png", chosen):
+    if render_mouths(folder / "mouth.png", chosen):
         names.append("mouth.png")
-    if draw_sync(folder / "sync.png", rows, group_rows):
+    if render_sync(folder / "sync.png", rows, group_rows):
         names.append("sync.png")
     return ranking, names

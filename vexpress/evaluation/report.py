@@ -8,8 +8,9 @@ from pathlib import Path
 
 from vexpress.evaluation.bootstrap import Estimate
 from vexpress.evaluation.clips import Problem
-from vexpress.evaluation.measure import Networks, PairMeasures, Settings
+from vexpress.evaluation.measure import Networks, PairMeasures
 from vexpress.evaluation.rows import METRICS, Metric, Row
+from vexpress.evaluation.settings import Settings
 from vexpress.files import replacing
 
 ARROWS = {"higher": "↑", "lower": "↓", "zero": "→0", "": ""}
@@ -82,9 +83,8 @@ def format_markdown(report: Report) -> str:
         parts += ["## Groups\n", _markdown_table(report.group_rows)]
     parts += ["## What measured\n", "| for | file | SHA-256 | kind | resize |", "|---|---|---|---|---|"]
     for facts in report.networks.facts:
-        parts.append(
-            f"| {facts.metric} | {_plain(facts.file)} | {facts.sha256} | {_plain(facts.kind)} | {facts.resize} |"
-        )
+        cells = (facts.metric, _plain(facts.file), facts.sha256, _plain(facts.kind), _plain(facts.resize))
+        parts.append(f"| {' | '.join(cells)} |")
     parts.append("")
     parts += [f"- {metric}: not measured, {why}" for metric, why in report.networks.missing.items()]
     parts += [f"\n## What could not be measured ({len(report.problems)})\n"]

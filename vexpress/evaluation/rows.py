@@ -9,7 +9,8 @@ from vexpress.errors import InputError
 from vexpress.evaluation.bootstrap import Estimate, estimate_distance, estimate_mean
 from vexpress.evaluation.clips import Problem
 from vexpress.evaluation.frechet import compute_frechet_distance, concatenate
-from vexpress.evaluation.measure import PairMeasures, Settings, correlate
+from vexpress.evaluation.measure import PairMeasures, correlate
+from vexpress.evaluation.settings import Settings
 from vexpress.evaluation.syncnet import score_sync
 
 
@@ -156,7 +157,7 @@ def _shuffled_row(measures: Sequence[PairMeasures], settings: Settings, problems
 
 
 def derange(items: Sequence[int], seed: int) -> list[int]:
-    """Draws an order in which no item keeps its place; of one item, that item."""
+    """Returns a random order in which no item keeps its place; of one item, that item."""
     order = np.random.default_rng(seed).permutation(len(items))
     result = [0] * len(items)
     for place, follower in zip(order, np.roll(order, 1)):  # one cycle through all
@@ -178,7 +179,7 @@ def _shuffled_mouth(ours: PairMeasures, theirs: PairMeasures) -> dict[str, float
             tracks = ours.generated.mouth[:num_frames, index], theirs.true_mouth[:num_frames, index]
             values[f"{what}_r"] = correlate(*tracks)
         except InputError:
-            continue  # stands among the problems of the clip that does not move
+            continue  # it is listed among the problems of the clip that does not move
     return values
 
 

@@ -1,4 +1,4 @@
-"""SyncNet v2: do lips and speech belong together, and by how many frames are they apart.
+"""SyncNet v2: whether lips and speech belong together, and by how many frames they are apart.
 
 Source: Chung and Zisserman, "Out of time: automated lip sync in the wild" (2016), in the released sizes and procedure.
 The sizes are a configuration, so that a small network of the same kind can be trained.
@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from vexpress.errors import InputError, first_line
-from vexpress.evaluation.features import NetworkFacts, hash_prefix
-from vexpress.files import replacing
-from vexpress.weights import read_state_dict
+from vexpress.evaluation.network_files import NetworkFacts, give_weights, hash_prefix
+from vexpress.files import read_json, replacing
 
 FPS = 25
 RATE_HZ = 16000
@@ -35,6 +34,7 @@ PREEMPHASIS, LIFTER = 0.97, 22
 SMOOTHING_FRAMES = 13
 CROP_SCALE, PADDING_VALUE = 0.40, 110
 WINDOWS_PER_BATCH = 16
+MIN_CROP_PX, MAX_CROP_PX, MAX_WIDTH = 60, 1024, 8192
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,15 @@ class SyncNetConfig:
     hidden_width: int = 512
     embedding_width: int = 1024
 
+    def __post_init__(self):
+        widths = (*self.visual_widths, *self.audio_widths, self.hidden_width, self.embedding_width)
+        if len(self.visual_widths) != 6 or len(self.audio_widths) != 6:
+            raise InputError("SyncNet: visual_widths and audio_widths are six numbers each")
+        if not all(type(width) is int and 1 <= width <= MAX_WIDTH for width in widths):
+            raise InputError(f"SyncNet: widths are whole numbers, 1 to {MAX_WIDTH}")
+        if type(self.crop_px) is not int or not MIN_CROP_PX <= self.crop_px <= MAX_CROP_PX:
+            raise InputError(f"SyncNet: crop_px is {self.crop_px}, allowed are {MIN_CROP_PX} to {MAX_CROP_PX}")
+
 
 class SyncNet(nn.Module):
     """Two towers that bring 5 frames and 0.2 s of speech to comparable embeddings. Names are the released ones."""
@@ -61,8 +70,6 @@ class SyncNet(nn.Module):
     def __init__(self, config: SyncNetConfig | None = None):
         super().__init__()
         self.config = config = config or SyncNetConfig()
-        if len(config.visual_widths) != 6 or len(config.audio_widths) != 6:
-            raise InputError("SyncNet: visual_widths and audio_widths are six numbers each")
         v, a = config.visual_widths, config.audio_widths
         side = _pooled_side(config.crop_px)
         self.netcnnlip = nn.Sequential(
@@ -117,10 +124,7 @@ def _pooled_side(crop_px: int) -> int:
     side = (side - 3) // 2 + 1
     side = (side + 2 - 5) // 2 + 1
     side = (side + 2 - 3) // 2 + 1
-    side = (side - 3) // 2 + 1
-    if side < 1:
-        raise InputError(f"SyncNet: crops of {crop_px} px are too small; 80 or more are needed")
-    return side
+    return (side - 3) // 2 + 1
 
 
 def load_syncnet(path: str | PathLike, device: torch.device | str = "cpu") -> tuple[SyncNet, NetworkFacts]:
@@ -134,25 +138,18 @@ def load_syncnet(path: str | PathLike, device: torch.device | str = "cpu") -> tu
         raise InputError("no such file; give syncnet_v2.model or another SyncNet", "syncnet_path", path)
     sizes_path = path.with_suffix(".json")
     try:
-        sizes = json.loads(sizes_path.read_text(encoding="utf-8")) if sizes_path.is_file() else {}
+        sizes = read_json(sizes_path) if sizes_path.is_file() else {}
         sizes = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
-        network = SyncNet(SyncNetConfig(**sizes))
+        with torch.device("meta"):
+            network = SyncNet(SyncNetConfig(**sizes))
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise InputError(
             f"{sizes_path.name} beside it does not hold sizes ({first_line(error)})", "syncnet_path", path
         ) from error
-    weights = {
-        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in read_state_dict(path).items()
-    }
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(
-            f"is not a SyncNet of these sizes ({' '.join(str(error).split())[:300]})", "syncnet_path", path
-        ) from error
+    network = give_weights(network, path, "syncnet_path", device)
     kind = "SyncNet v2" if network.config == SyncNetConfig() else "SyncNet of other sizes"
     resize = f"face crop to {network.config.crop_px} px (OpenCV's bilinear)"
-    return network.eval().to(device), NetworkFacts("Sync-C, Sync-D", path.name, hash_prefix(path), kind, resize)
+    return network, NetworkFacts("Sync-C, Sync-D", path.name, hash_prefix(path), kind, resize)
 
 
 def save_syncnet(path: str | PathLike, network: SyncNet) -> None:

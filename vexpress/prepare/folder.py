@@ -25,7 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vexpress.errors import InputError
-from vexpress.files import remove, remove_leftovers, sync, temporary_path
+from vexpress.files import read_json, remove, remove_leftovers, sync, temporary_path
 from vexpress.media.faces import find_model_dir
 from vexpress.prepare.extract import find_videos
 from vexpress.prepare.lock import hold_folder
@@ -33,7 +33,6 @@ from vexpress.prepare.records import (
     RECORD_NAME,
     clip_files,
     merge_records,
-    read_json,
     read_record,
     record_paths,
     write_json,

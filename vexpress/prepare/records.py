@@ -9,29 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vexpress.data.formats import NEEDED_PATH_KEYS, NUMBER_KEYS, ClipRecord, save_metadata
-from vexpress.files import replacing
+from vexpress.files import read_json, replacing
 
 logger = logging.getLogger(__name__)
 
 RECORD_NAME = "record.json"
 CLIP_FILE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]*")
-MAX_JSON_BYTES = 2**26  # a record of 100,000 clips has half of it
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file that we wrote.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or is not what we write.
-    """
-    if not path.is_file():  # opening a pipe would wait for a writer
-        raise OSError("is no file")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError("is too large")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
 
 
 def write_json(path: Path, content: Any) -> None:

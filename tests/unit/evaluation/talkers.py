@@ -16,8 +16,9 @@ from scripts.demo.drawn_faces import face_info, render_frame
 from scripts.demo.drawn_people import mouth_from_speech, random_motion, random_person
 from tests.face_models import COLOURS, draw_face
 from vexpress.data.formats import save_face_info
-from vexpress.evaluation.features import EXTRA_FILE, ClipFeatures, FrameFeatures
+from vexpress.evaluation.features import ClipFeatures, FrameFeatures
 from vexpress.evaluation.measure import Networks
+from vexpress.evaluation.network_files import EXTRA_FILE
 from vexpress.evaluation.syncnet import SyncNet, SyncNetConfig, compute_mfcc
 from vexpress.media.audio import Audio
 from vexpress.media.faces import Face

@@ -121,7 +121,7 @@ def test_the_middle_is_taken_of_wide_frames(tmp_path):
     assert np.allclose(ClipFeatures(fvd)(frames), 0)
 
 
-@pytest.mark.parametrize(("network", "flag"), [(FrameFeatures, "--fid_network"), (ClipFeatures, "--fvd_network")])
+@pytest.mark.parametrize(("network", "flag"), [(FrameFeatures, "fid_network"), (ClipFeatures, "fvd_network")])
 def test_what_is_no_network_is_an_error(tmp_path, network, flag):
     with pytest.raises(InputError, match=f"{flag}.*no such file"):
         network(tmp_path / "none.pt")

@@ -103,5 +103,5 @@ def test_what_is_no_syncnet_is_an_error(tmp_path, kind):
 
 
 def test_crops_that_are_too_small_are_an_error():
-    with pytest.raises(InputError, match="too small"):
+    with pytest.raises(InputError, match="crop_px is 40, allowed are 60"):
         SyncNet(type(SYNC_SIZES)(crop_px=40))
