@@ -1,6 +1,6 @@
 """Measures motion from speech on drawn people of unseen voices, whose law is known (`scripts.demo.head_motion_law`).
 
-    python -m scripts.demo.measure_head_motion --data_dir runs/motion/heldout --network_dir runs/motion/export
+python -m scripts.demo.measure_head_motion --data_dir runs/motion/heldout --network_dir runs/motion/export
 """
 
 import json
@@ -19,7 +19,7 @@ from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program
 from vexpress.data.formats import load_metadata
 from vexpress.files import replacing
-from vexpress.media.retargeting import apply_motion, measure_pose, move_face, place_points
+from vexpress.media.retargeting import measure_pose, move_face, place_points
 from vexpress.model_folder import LAYOUT
 from vexpress.models.head_motion import HeadMotion, motion_from_speech
 from vexpress.training.head_motion import NUMBERS, MotionClip, load_clip, render_curves
@@ -119,7 +119,8 @@ def distortion(reference: Tensor, kps: Tensor) -> float:
     rigid = pose.clone()
     rigid[:, 5] = rest[5]
     pairs = torch.combinations(torch.arange(3))
-    lengths = [(p[:, pairs[:, 0]] - p[:, pairs[:, 1]]).norm(dim=-1) for p in (kps.double(), place_points(rigid, EYES_RATIO))]
+    points = (kps.double(), place_points(rigid, EYES_RATIO))
+    lengths = [(p[:, pairs[:, 0]] - p[:, pairs[:, 1]]).norm(dim=-1) for p in points]
     return (lengths[0] / lengths[1] - 1).abs().max().item()
 
 
@@ -135,7 +136,9 @@ def long_motion(network: HeadMotion, heldout: Sequence[HeldoutMotion], fps: floa
     deviation = motion.std(0)
     return {
         "largest mean of a minute, in deviations": round(float(np.abs(minutes.mean(1) / deviation).max()), 3),
-        "last minute's deviation over the first's": [round(float(v), 3) for v in minutes[-1].std(0) / minutes[0].std(0)],
+        "last minute's deviation over the first's": [
+            round(float(v), 3) for v in minutes[-1].std(0) / minutes[0].std(0)
+        ],
         "largest value in the last minute over that in all others": [
             round(float(v), 3) for v in np.abs(minutes[-1]).max(0) / np.abs(minutes[:-1]).max((0, 1))
         ],

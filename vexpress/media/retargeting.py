@@ -4,6 +4,7 @@ Three points in a plane are six numbers, and these are a head's pose: where its 
 its turn to the side, and how far the nose is below the eyes, which nodding changes.
 """
 
+import logging
 import math
 
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor
 
 from vexpress.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 NOSE_AHEAD = 0.36  # of the line through the eyes, in distances of the eyes; typical of faces
 EYES_AHEAD = 1.2  # of the axis that the head turns about, likewise
+BORDER = 0.02  # of the frame, which a face that moves by itself stays away from
 MAX_TURN = math.radians(75)
 SAME_FACE = 0.15  # mean distance of the points, in distances of the eyes
 
@@ -24,11 +28,12 @@ EDGE_WIDTHS = 3.0  # and so many standard deviations of the average
 LARGEST_NOISE = 0.03  # in distances of the eyes; what is more is motion
 
 
-def measure_pose(kps: Tensor) -> Tensor:
+def measure_pose(kps: Tensor, nose_ahead: float = NOSE_AHEAD) -> Tensor:
     """Measures the pose of faces.
 
     Args:
         kps: (... 3 2) px: left eye, right eye, nose.
+        nose_ahead: how far the nose is ahead of the eyes, in distances of the eyes.
 
     Returns:
         (... 6) float64: x and y of the head's axis, px; logarithm of the distance of the eyes as seen from the front,
@@ -44,16 +49,16 @@ def measure_pose(kps: Tensor) -> Tensor:
     down = torch.stack([-along[..., 1], along[..., 0]], -1)
     middle = (left + right) / 2
     aside, below = ((nose - middle) * along).sum(-1), ((nose - middle) * down).sum(-1)
-    size = torch.hypot(distance, aside / NOSE_AHEAD)  # with the turn t: distance = size cos t, aside = ahead sin t
+    size = torch.hypot(distance, aside / nose_ahead)  # with the turn t: distance = size cos t, aside = ahead sin t
     if size.min() < 1e-3:
         raise InputError("eyes and nose lie on one point, so that the face has no size; extract them again")
-    turn = torch.atan2(aside / NOSE_AHEAD, distance)
+    turn = torch.atan2(aside / nose_ahead, distance)
     axis = middle - (EYES_AHEAD * size * turn.sin())[..., None] * along
     roll = torch.atan2(along[..., 1], along[..., 0])
     return torch.stack([axis[..., 0], axis[..., 1], size.log(), roll, turn, below / size], -1)
 
 
-def place_points(pose: Tensor) -> Tensor:
+def place_points(pose: Tensor, nose_ahead: float = NOSE_AHEAD) -> Tensor:
     """The keypoints (... 3 2) px float64 of poses (... 6); turns `measure_pose` around."""
     x, y, log_size, roll, turn, below = pose.double().unbind(-1)
     size = log_size.exp()
@@ -61,7 +66,7 @@ def place_points(pose: Tensor) -> Tensor:
     down = torch.stack([-roll.sin(), roll.cos()], -1)
     middle = torch.stack([x, y], -1) + (EYES_AHEAD * size * turn.sin())[..., None] * along
     half = (size * turn.cos() / 2)[..., None] * along
-    nose = middle + (NOSE_AHEAD * size * turn.sin())[..., None] * along + (below * size)[..., None] * down
+    nose = middle + (nose_ahead * size * turn.sin())[..., None] * along + (below * size)[..., None] * down
     return torch.stack([middle - half, middle + half, nose], -2)
 
 
@@ -115,6 +120,30 @@ def relative_retarget(target_kps: Tensor, reference_kps: Tensor, smoothing: floa
     driving = measure_pose(smooth_kps(target_kps, smoothing))
     motion = relative_motion(driving, rest_pose(driving))
     return place_points(apply_motion(measure_pose(reference_kps), motion)).to(target_kps.dtype)
+
+
+def move_face(reference_kps: Tensor, motion: Tensor, height: int, width: int) -> Tensor:
+    """Moves a face, less where it would leave the frame.
+
+    Args:
+        reference_kps: (3 2) px, the face at rest.
+        motion: (f 6) from rest, see `relative_motion`.
+        height: of the frame in px; likewise width.
+
+    Returns:
+        (f 3 2) float32 px; all of the motion is scaled by one factor, the largest that keeps every point within the
+        frame and away from its border. A face that is outside of it from the start is not held back.
+    """
+    rest = measure_pose(reference_kps)
+    low, high = (torch.tensor([width, height]) * share for share in (BORDER, 1 - BORDER))
+    low, high = torch.minimum(low, reference_kps.amin(0)), torch.maximum(high, reference_kps.amax(0))
+    for share in torch.linspace(1, 0, 21).tolist():
+        kps = place_points(apply_motion(rest, share * motion)).float()
+        if ((kps >= low) & (kps <= high)).all():
+            break
+    if share < 1:
+        logger.info("the head moves %.0f %% as much as asked for, so that it stays within the frame", 100 * share)
+    return kps
 
 
 def choose_strategy(target_kps: Tensor, reference_kps: Tensor) -> tuple[str, str]:
