@@ -83,7 +83,7 @@ def extract_face_info(
     Raises:
         InputError: the video cannot be read, or the face is missing for longer than `max_gap`.
     """
-    frames = (analyzer.detect(frame) for _, frame in read_frames(video_path, field))
+    frames = analyzer.detect_each(frame for _, frame in read_frames(video_path, field))
     return build_face_info(frames, max_gap, field, video_path)
 
 
