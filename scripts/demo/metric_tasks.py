@@ -17,7 +17,7 @@ from scripts.demo.drawn_people import HAIR_STYLES, random_motion, random_person
 from vexpress.data.formats import load_face_info, load_metadata
 from vexpress.errors import InputError
 from vexpress.evaluation.clips import read_clip
-from vexpress.evaluation.features import CLIP_FRAMES
+from vexpress.evaluation.metric_networks import CLIP_FRAMES
 from vexpress.evaluation.syncnet import (
     FPS,
     RATE_HZ,
@@ -101,7 +101,7 @@ def frame_loss(network: nn.Module, pictures: Pictures, rng: np.random.Generator)
     degraded, amounts = zip(*(degrade_picture(rng, pictures.pixels[i]) for i in chosen))
     targets = np.concatenate([pictures.targets[chosen], np.stack(amounts)], 1)
     images = torch.from_numpy(np.stack(degraded)).permute(0, 3, 1, 2)
-    return F.mse_loss(network(images, False), torch.from_numpy(targets).float())
+    return F.mse_loss(network(images), torch.from_numpy(targets).float())
 
 
 # ---- clips for FVD and SyncNet -------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def clip_loss(network: nn.Module, clips: list[DrawnClip], rng: np.random.Generat
         batch.append(frames)
         targets.append(np.concatenate([motion[::2].ravel(), place, amounts]))
     pixels = torch.from_numpy(np.stack(batch)).float() / 127.5 - 1
-    found = network(rearrange(pixels, "n f h w c -> n c f h w"), False, False, False)
+    found = network(rearrange(pixels, "n f h w c -> n c f h w"))
     return F.mse_loss(found, torch.from_numpy(np.stack(targets)).float())
 
 

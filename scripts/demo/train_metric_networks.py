@@ -2,8 +2,8 @@
 
     python -m scripts.demo.train_metric_networks --data_dir runs/demo/data --output_dir runs/demo/evaluation_networks
 
-Writes fid.pt, fvd.pt (TorchScript with the released detectors' interfaces), syncnet.safetensors, syncnet.json and
-report.json. The same command resumes from `states/`, which is removed at the end.
+Writes fid.safetensors, fvd.safetensors, syncnet.safetensors, syncnet.json and report.json. The same command resumes
+from `states/`, which is removed at the end.
 
 The features for FID and FVD come from regression: what a picture shows (colours, hair, pose, mouth) or how a
 clip moves, and how much the picture or clip was degraded, so that features move with both content and quality.
@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.demo.metric_checks import measure_fid, measure_fvd, measure_sync
@@ -44,69 +43,19 @@ from scripts.demo.training_state import SAVE_SECONDS, load_state, save_state
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program, set_up_logging
 from vexpress.errors import InputError
-from vexpress.evaluation.features import CLIP_FRAMES, EXTRA_FILE
+from vexpress.evaluation.metric_networks import ClipNetwork, FrameNetwork, save_metric_network
 from vexpress.evaluation.syncnet import SyncNet, save_syncnet
 from vexpress.files import replacing
 
 logger = logging.getLogger("train_metric_networks")
 
 METRIC_SEED, METRIC_HELDOUT_SEED = 30_000, 40_000
-FEATURES = 64
 HELDOUT_SHARE = 0.1  # of the clips
 KIND = "small, of drawn faces"
 LEARNING_RATES = {"fid": 2e-3, "fvd": 2e-3, "syncnet": 1.5e-3}
 
 Clips = Callable[[], tuple[list[DrawnClip], list[DrawnClip]]]
 """Reads clips once: to train on, and held out."""
-
-
-# ---- networks ------------------------------------------------------------------------------------------------------
-
-
-def _block(dimensions: int, width_in: int, width_out: int, kernel, stride, padding) -> nn.Sequential:
-    conv, norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[dimensions]
-    return nn.Sequential(conv(width_in, width_out, kernel, stride, padding, bias=False), norm(width_out), nn.ReLU())
-
-
-class FrameNetwork(nn.Module):
-    """Pictures (n 3 H W) uint8 -> features (n 64), or what they are trained on."""
-
-    def __init__(self, num_targets: int, widths: tuple[int, ...] = (16, 32, 48, 64, 96)):
-        super().__init__()
-        pairs = zip((3, *widths), widths)
-        self.layers = nn.Sequential(*(_block(2, a, b, 3, 2, 1) for a, b in pairs))
-        self.features = nn.Linear(widths[-1] * (PICTURE_PX // 2 ** len(widths)) ** 2, FEATURES)
-        self.head = nn.Linear(FEATURES, num_targets)
-        self.size = PICTURE_PX
-
-    def forward(self, images: Tensor, return_features: bool = True) -> Tensor:
-        pixels = F.interpolate(
-            images.float(), [self.size, self.size], mode="bilinear", align_corners=False, antialias=True
-        )
-        features = self.features(self.layers(pixels / 127.5 - 1).flatten(1))
-        return features if return_features else self.head(features)
-
-
-class ClipNetwork(nn.Module):
-    """Clips (n 3 16 48 48) in -1..1 -> features (n 64), or what they are trained on."""
-
-    def __init__(self, num_targets: int, widths: tuple[int, ...] = (12, 24, 48, 64)):
-        super().__init__()
-        layers = []
-        for a, b in zip((3, *widths), widths):  # in space, then in time
-            layers += [_block(3, a, b, (1, 3, 3), (1, 2, 2), (0, 1, 1)), _block(3, b, b, (3, 1, 1), 1, (1, 0, 0))]
-        self.layers = nn.Sequential(*layers)
-        side = CLIP_PX // 2 ** len(widths)
-        self.mix = _block(3, widths[-1], 16, 1, 1, 0)
-        self.features = nn.Linear(16 * CLIP_FRAMES * side**2, FEATURES)
-        self.head = nn.Linear(FEATURES, num_targets)
-
-    def forward(
-        self, clips: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = True
-    ) -> Tensor:
-        assert not rescale and not resize, "give clips of the right size in -1..1"
-        features = self.features(self.mix(self.layers(clips)).flatten(1))
-        return features if return_features else self.head(features)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------
@@ -146,33 +95,31 @@ def train_metric_network(
     return network.eval()
 
 
-def save_script(path: Path, network: nn.Module, facts: dict) -> torch.jit.ScriptModule:
-    """Writes TorchScript with the facts that `vexpress.evaluation.features` reads."""
-    script = torch.jit.script(network)
-    with replacing(path) as temporary:
-        torch.jit.save(script, str(temporary), _extra_files={EXTRA_FILE: json.dumps(facts)})
-    return script
+def with_head(network: FrameNetwork | ClipNetwork, num_targets: int) -> nn.Sequential:
+    """A network of features, and a layer that tells what it is trained on from them; only the first is kept."""
+    return nn.Sequential(network, nn.Linear(network.features.out_features, num_targets))
 
 
 def train_fid(args: Namespace, clips: Clips) -> dict[str, float]:
     """Trains the features of pictures; returns figures of how good they are. So do the two others."""
     pictures = random_pictures(METRIC_SEED, args.num_people)
     torch.manual_seed(METRIC_SEED)
-    network = FrameNetwork(pictures.targets.shape[1] + NUM_DEGRADATIONS["fid"])
-    train_metric_network("fid", network, args.fid_steps, args.states_dir, partial(frame_loss, network, pictures))
-    facts = {"kind": KIND, "resize": f"{PICTURE_PX} px (bilinear, antialiased), by the network itself"}
-    script = save_script(args.output_dir / "fid.pt", network, facts)
-    return measure_fid(script, random_pictures(METRIC_HELDOUT_SEED, max(8, args.num_people // 8)))
+    network = FrameNetwork(PICTURE_PX)
+    regression = with_head(network, pictures.targets.shape[1] + NUM_DEGRADATIONS["fid"])
+    train_metric_network("fid", regression, args.fid_steps, args.states_dir, partial(frame_loss, regression, pictures))
+    save_metric_network(args.output_dir / "fid.safetensors", network, KIND)
+    return measure_fid(network, random_pictures(METRIC_HELDOUT_SEED, max(8, args.num_people // 8)))
 
 
 def train_fvd(args: Namespace, clips: Clips) -> dict[str, float]:
     """Trains the features of clips."""
     train, heldout = clips()
     torch.manual_seed(METRIC_SEED)
-    network = ClipNetwork(NUM_CLIP_TARGETS)
-    train_metric_network("fvd", network, args.fvd_steps, args.states_dir, partial(clip_loss, network, train))
-    script = save_script(args.output_dir / "fvd.pt", network, {"kind": KIND, "frame_px": CLIP_PX})
-    return measure_fvd(script, heldout)
+    network = ClipNetwork(CLIP_PX)
+    regression = with_head(network, NUM_CLIP_TARGETS)
+    train_metric_network("fvd", regression, args.fvd_steps, args.states_dir, partial(clip_loss, regression, train))
+    save_metric_network(args.output_dir / "fvd.safetensors", network, KIND)
+    return measure_fvd(network, heldout)
 
 
 def train_syncnet(args: Namespace, clips: Clips) -> dict[str, float]:
@@ -225,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
                 temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(args.states_dir)
     num_bytes = sum(path.stat().st_size for path in output.iterdir())
-    print(f"{output}: fid.pt, fvd.pt, syncnet.safetensors, {num_bytes / 1e6:.2f} MB")
+    print(f"{output}: fid, fvd and syncnet.safetensors, {num_bytes / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

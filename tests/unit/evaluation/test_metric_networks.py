@@ -20,7 +20,8 @@ def test_what_is_written_can_be_measured_with(tmp_path, capsys):
     flags = ["--data_dir", str(data_dir), "--output_dir", str(tmp_path / "networks"), *FLAGS]
     program.main(flags)
     frames = np.random.default_rng(0).integers(0, 255, (33, 100, 120, 3)).astype(np.uint8)
-    pictures, clips = FrameFeatures(tmp_path / "networks" / "fid.pt"), ClipFeatures(tmp_path / "networks" / "fvd.pt")
+    folder = tmp_path / "networks"
+    pictures, clips = FrameFeatures(folder / "fid.safetensors"), ClipFeatures(folder / "fvd.safetensors")
     assert pictures(frames).shape == (33, 64) and clips(frames).shape == (2, 64)
     assert "96 px" in pictures.facts.resize and "48 px" in clips.facts.resize
     assert load_syncnet(tmp_path / "networks" / "syncnet.safetensors")[0].config == program.SYNC_SIZES
