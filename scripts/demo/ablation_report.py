@@ -125,11 +125,11 @@ def format_tables(results: Sequence[Result]) -> list[str]:
 def read_results(results: Sequence[Result]) -> list[str]:
     """Says in words what the intervals allow to say: lines of Markdown."""
     if not any(result.variant == FULL for result in results):
-        return ["The full recipe is not among the results, so that there is nothing to compare with."]
+        return ["The full recipe is not among the results, so there is nothing to compare with."]
     lines: list[str] = []
     compared: list[Estimate] = []
 
-    def told(estimate: Estimate) -> str:
+    def in_words(estimate: Estimate) -> str:
         compared.append(estimate)
         words = NOTHING_SHOWN
         if excludes_zero(estimate):
@@ -143,19 +143,19 @@ def read_results(results: Sequence[Result]) -> list[str]:
             for kind in _kinds(results):
                 own, full = (gather(results, kind, name, figure) for name in (variant, FULL))
                 if variant != FULL and (difference := estimate_difference(own, full)):
-                    parts.append(f"{kind} data {told(difference)}")
+                    parts.append(f"{kind} data {in_words(difference)}")
             if variant != FULL and (more := estimate_interaction(results, variant, figure)):
-                parts.append(f"{SHORTCUT} minus {PLAIN} {told(more)}")
+                parts.append(f"{SHORTCUT} minus {PLAIN} {in_words(more)}")
             lines += [f"- {VARIANT_TITLES[variant]}: {'; '.join(parts)}"] if parts else []
         if lines[-1] == "":
             lines += ["- no other variant has been measured"]
         leaked, clean = (gather(results, kind, FULL, figure) for kind in (SHORTCUT, PLAIN))
         if cost := estimate_difference(leaked, clean):
-            lines += ["", f"What the leak does to the {VARIANT_TITLES[FULL]} itself: {told(cost)}."]
+            lines += ["", f"What the leak does to the {VARIANT_TITLES[FULL]} itself: {in_words(cost)}."]
         lines.append("")
-    num_told = sum(map(excludes_zero, compared))
+    num_differing = sum(map(excludes_zero, compared))
     lines.append(
-        f"{num_told} of {len(compared)} intervals exclude zero; by chance alone, about "
+        f"{num_differing} of {len(compared)} intervals exclude zero; by chance alone, about "
         f"{(1 - CONFIDENCE) * len(compared):.1f} would. Where none does, it is not shown that there is no difference."
     )
     if len({result.seed for result in results}) == 1:

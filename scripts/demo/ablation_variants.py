@@ -67,8 +67,8 @@ VARIANTS = {
         starts_from={},
         only_last=True,
     ),
-    # Stage 1 has not trained audio projection, audio attention and motion modules: they begin anew, as in the release.
-    # What stage 2 saw counts in the budget, and nothing of it is left; so it need not be trained.
+    # Audio projection, audio attention and motion modules, untrained in stage 1, start from scratch, as in the release.
+    # Stage 2 counts in the budget but is not trained, since nothing of it would remain.
     "reset": Variant("stage 3 resets stage 2", starts_from={"stage_2": "stage_1", "stage_3": "stage_1"}),
     "no_context": Variant("audio of 1 frame", changed(WITH_AUDIO, "data.num_padding_audio_frames=0")),
     "motion_loss": Variant("loss on motion, too", changed(WITH_AUDIO, "motion_loss_weight=2.0")),  # not the paper's
@@ -113,7 +113,7 @@ def frames_seen(configs: dict[str, TrainConfig]) -> int:
 
 
 def build_configs(variant: Variant, data_kind: str, seed: int, settings: AblationSettings) -> dict[str, TrainConfig]:
-    """Stage -> its configuration. A run's folder is named by all that it depends on, so that variants share stages.
+    """Stage -> its configuration. A digest of all settings names a run's folder, so variants share equal stages.
 
     Raises:
         InputError: a configuration that cannot be read.
@@ -150,12 +150,12 @@ def build_configs(variant: Variant, data_kind: str, seed: int, settings: Ablatio
 
 
 def leaking_dir(number: int, settings: AblationSettings) -> Path:
-    """Where the leaking copy of the recipe's dataset of this number lies; the name tells how strong the leak is."""
+    """Folder of the leaking copy of one of the recipe's datasets; its name holds the strength of the leak."""
     return settings.output_dir / SHORTCUT / f"{number}_nose_{NOSE_SHIFT}"
 
 
 def digest_of(text: str, settings: AblationSettings) -> str:
-    """Names a text, wherever the output folder lies."""
+    """A short digest of a text, independent of where the output folder is."""
     return hashlib.sha256(text.replace(str(settings.output_dir), "").encode()).hexdigest()[:10]
 
 

@@ -4,8 +4,7 @@
 #   apt-get install espeak-ng && scripts/demo/build_demo_pack.sh
 #
 # A little over two hours on two cores; all work is in runs/demo. Parts that do not need each other run side by side.
-# The same command goes on where it was cut off: each part that is done leaves runs/demo/done/PART, with the seconds of
-# its last go.
+# The same command resumes: each finished part leaves runs/demo/done/PART, with the seconds that its last run took.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=runs/demo # training_configs/demo name it, too

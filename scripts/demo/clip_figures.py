@@ -1,4 +1,4 @@
-"""Figures of clips that were made anew: does the mouth follow the speech, is the picture the person's, is it calm?"""
+"""Figures of regenerated clips: does the mouth follow the speech, does the picture show the person, does it flicker?"""
 
 from collections.abc import Sequence
 
@@ -51,7 +51,7 @@ def follow(generated: Sequence[np.ndarray], clips: Sequence[HeldoutClip]) -> tup
 
 
 def least_alike(clip: HeldoutClip, clips: Sequence[HeldoutClip]) -> HeldoutClip:
-    """The clip whose mouth moves least like this one's, so that following one is not following the other."""
+    """The clip whose mouth moves least like this one's, so that a mouth cannot follow both."""
     return min(clips, key=lambda other: correlation_or_zero(clip.mouth[:, 0], other.mouth[:, 0]))
 
 

@@ -1,4 +1,4 @@
-"""Held-out clips of drawn people: what they show, and how a pipeline makes them anew."""
+"""Held-out clips of drawn people: what they show, and how a pipeline regenerates them."""
 
 import json
 from dataclasses import dataclass, replace
@@ -76,7 +76,7 @@ def shorten(inputs: ClipInputs, num_frames: int) -> ClipInputs:
 def regenerate(
     pipeline: VExpressPipeline, clip: HeldoutClip, options: SamplingOptions, speech_of: HeldoutClip | None = None
 ) -> np.ndarray:
-    """Makes the clip anew: (f H W 3) uint8; with the speech of another clip if given."""
+    """Generates the clip again, (f H W 3) uint8, with the speech of another clip if given."""
     rate = pipeline.audio_processor.sampling_rate
     arguments = clip.inputs.pipeline_arguments(rate)
     if speech_of is not None:

@@ -96,7 +96,7 @@ def write_drawn_clip(
     rng = np.random.default_rng((seed, sorted(SPLITS).index(split), index))
     num_samples = round(num_frames / fps * WAV2VEC2_RATE_HZ)
     waveform, facts = random_silence(rng, num_samples) if silent else random_speech(rng, split, num_samples)
-    # What is loud is relative to the clip, so that noise alone would open the mouth.
+    # Loudness is relative to the clip, so noise alone would open the mouth.
     mouth = mouth_from_speech(np.zeros_like(waveform) if silent else waveform, WAV2VEC2_RATE_HZ, num_frames, fps)
     person, motion = random_person(rng), random_motion(rng, num_frames, fps)
     frames = [render_frame(person, motion.row(i), mouth[i], size_px) for i in range(num_frames)]

@@ -24,7 +24,7 @@ MASK_LEVEL = 0.4
 CLOSED_HEIGHT, HEIGHT_PER_APERTURE = 0.165, 0.33  # mean height over the width, in face units, lips included
 WIDTH_BIAS = 0.02  # of the half width in face units, by blur
 STILL = 0.02  # standard deviation of an aperture that does not move: three times what is read from closed mouths
-HEAD_SMOOTHING_FRAMES = 3  # of the size and turn of the head, which keypoints tell with noise
+HEAD_SMOOTHING_FRAMES = 3  # over size and turn of the head, since keypoints are noisy
 
 
 def measure_mouth(frames: np.ndarray, kps: np.ndarray) -> np.ndarray:
@@ -32,7 +32,7 @@ def measure_mouth(frames: np.ndarray, kps: np.ndarray) -> np.ndarray:
 
     The head is set upright by eyes and nose. What is redder or darker than skin, and what lies between such pixels,
     is mouth; what has no counterpart on the other side of the face is hair or background. Aperture comes from the mean
-    height of that region, width from its spread along x, so that blur matters little.
+    height of that region, width from its spread along x, so blur matters little.
 
     Args:
         frames: (f H W 3) uint8 RGB, neighbours in time.

@@ -64,7 +64,7 @@ def write_leaking_keypoints(meta_path: Path, folder: Path) -> Path:
 
     Args:
         meta_path: metadata of the drawn dataset.
-        folder: to write into; what is there is written anew.
+        folder: to write into; existing files are overwritten.
 
     Returns:
         Path of the new metadata.

@@ -1,10 +1,11 @@
-"""Trains the demo pack's audio encoder, a small wav2vec2, to tell the spectrum of speech.
+"""Trains the demo pack's audio encoder, a small wav2vec2, to predict the spectrum of speech.
 
     python -m scripts.demo.train_audio_encoder --data_dir runs/demo/data --heldout_dir runs/demo/heldout \\
         --output_dir runs/demo/audio_encoder
 
-It learns log-mel spectra, never what a mouth does: `labels` serve only to report, at the end, how well a linear probe
-reads aperture and width from its hidden states on voices and languages it never heard. The same command resumes.
+It learns log-mel spectra, never what a mouth does: `labels` are used only for the report at the end: how well a
+linear probe reads aperture and width from its hidden states, on voices and languages it never heard. The same command
+resumes.
 """
 
 import json

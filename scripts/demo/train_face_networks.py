@@ -2,7 +2,7 @@
 
     python -m scripts.demo.train_face_networks --output_dir runs/demo/insightface_models
 
-Half of the people have natural colours and half any. The same command goes on where it was cut off, from `states/`.
+Half of the people have natural colours, half have any. The same command resumes from `states/`.
 Writes models/buffalo_l/*.onnx, the detector's after every save, and report.json.
 """
 

@@ -1,4 +1,4 @@
-"""The state of a small training in one file, so that the same command resumes where it was cut off."""
+"""The state of a small training in one file, so that the same command resumes it."""
 
 from pathlib import Path
 from typing import Any

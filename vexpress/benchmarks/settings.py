@@ -1,4 +1,4 @@
-"""What each benchmark can be told: options with their bounds."""
+"""Settings of each benchmark: options with their bounds."""
 
 from dataclasses import dataclass
 

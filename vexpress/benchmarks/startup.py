@@ -27,7 +27,7 @@ COMMANDS = {
     "vexpress generate --no_such_flag": ([*COMMAND, "generate", "--no_such_flag"], 2),
     DEFAULT_RUN: ([*COMMAND, "generate"], 0),
 }
-"""Row -> command, and the exit code that it shall have."""
+"""Row -> command, and its expected exit code."""
 VIDEO_PATH = Path("output/demo.mp4")
 
 

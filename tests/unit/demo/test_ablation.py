@@ -288,7 +288,7 @@ def test_the_program_trains_measures_reports_and_goes_on(drawn, config_dir, tmp_
     assert num_exports == 2 * 4
     assert not list((tmp_path / "runs").glob("*/*/checkpoints"))
 
-    monkeypatch.setattr(ablation_runs, "Trainer", None)  # which nothing needs any more
+    monkeypatch.setattr(ablation_runs, "Trainer", None)  # which is not needed any more
     ablation.main(arguments)
     results = [json.loads(path.read_text()) for path in (tmp_path / "results").iterdir()]
     assert {(result["data_kind"], result["variant"]) for result in results} == {

@@ -43,7 +43,7 @@ def test_program_writes_networks_that_insightface_loads_and_goes_on(tmp_path, mo
     assert all(case["shots"] == 2 for case in report["cases"].values())
     FaceAnalyzer(tmp_path, modules=("landmark_2d_106", "recognition"))  # refuses networks that do not fit
     states = {name: (tmp_path / "states" / f"{name}.pt").read_bytes() for name in NETWORKS}
-    monkeypatch.setattr(train_face_networks, "random_pool", None)  # which nothing needs any more
+    monkeypatch.setattr(train_face_networks, "random_pool", None)  # which is not needed any more
     train_face_networks.main(arguments)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert states == {name: (tmp_path / "states" / f"{name}.pt").read_bytes() for name in NETWORKS}
