@@ -18,6 +18,7 @@ PROGRAMS = {
     "train": ("train", "train one stage"),
     "train-motion": ("train_motion", "train the network that makes a head move to speech"),
     "evaluate": ("evaluate", "measure generated videos in the paper's metrics"),
+    "serve": ("serve", "serve a page and an API that make talking videos"),
     "benchmark": ("benchmark", "measure speed and memory"),
 }
 """Subcommand -> module of `vexpress.cli`, and what it does."""

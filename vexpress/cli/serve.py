@@ -1,0 +1,88 @@
+"""Serves a page and an API that make talking videos.
+
+vexpress serve                                  # http://127.0.0.1:8000 with the embedded model of drawn faces
+VEXPRESS_TOKEN=... vexpress serve --host 0.0.0.0 --model_dir model_ckpts
+"""
+
+import logging
+import os
+from argparse import Namespace
+from dataclasses import fields
+from pathlib import Path
+
+from vexpress.cli.parser import ArgumentParser, add_options
+from vexpress.cli.program import set_up_logging
+from vexpress.errors import InputError
+from vexpress.model_folder import EMBEDDED_MODEL_DIR
+from vexpress.options import DTYPES
+from vexpress.server.settings import ServeSettings
+
+logger = logging.getLogger("vexpress")
+
+DEFAULT_MODEL_DIR = Path("model_ckpts")
+TOKEN_VARIABLE = "VEXPRESS_TOKEN"
+MAX_CONNECTIONS = 512
+MAX_MESSAGE_BYTES = 16 * 2**20
+SHUTDOWN_SECONDS = 10
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def build_parser() -> ArgumentParser:
+    """The flags: the service's settings, and those of the model."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(parser.add_argument_group("service"), fields(ServeSettings))
+    model = parser.add_argument_group("model and machine")
+    model.add_argument(
+        "--model_dir",
+        help=f"folder in the released layout; unset: {DEFAULT_MODEL_DIR}, or if that is not there the embedded model",
+    )
+    model.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
+    model.add_argument("--gpu_id", type=int, default=0, help="index of the CUDA device")
+    model.add_argument("--dtype", choices=DTYPES, help="number type; unset: fp16 on cuda, else fp32")
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None) -> tuple[Namespace, ServeSettings]:
+    """Flags, and the service's settings that they say.
+
+    Raises:
+        InputError: a value out of bounds, or a service for others without a token.
+    """
+    args = build_parser().parse_args(arguments)
+    args.token = args.token or os.environ.get(TOKEN_VARIABLE) or None
+    settings = ServeSettings(**{field.name: getattr(args, field.name) for field in fields(ServeSettings)})
+    args.model_dir = args.model_dir or (DEFAULT_MODEL_DIR if DEFAULT_MODEL_DIR.exists() else EMBEDDED_MODEL_DIR)
+    return args, settings
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serves until it is stopped."""
+    args, settings = parse_arguments(arguments)
+    set_up_logging(logging.INFO)
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise InputError(f'{error.name} is not installed: pip install "vexpress[serve]"') from error
+    from vexpress.server.app import build_app
+    from vexpress.server.engine import Engine
+
+    if settings.host not in LOCAL and settings.token is None:
+        logger.warning("everyone who reaches %s can use this service: set %s", settings.host, TOKEN_VARIABLE)
+    app = build_app(Engine(Path(args.model_dir), args.device, args.gpu_id, args.dtype), settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        ws_max_size=MAX_MESSAGE_BYTES,
+        timeout_keep_alive=round(settings.idle_seconds),
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    logger.info("http://%s:%d with the model %s", settings.host, settings.port, Path(args.model_dir).name)
+    uvicorn.Server(config).run()

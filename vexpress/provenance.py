@@ -1,0 +1,93 @@
+"""Marks in a video's file that it is generated, by which model and with which settings.
+
+The mark is plain metadata, which any player shows and any tool can remove. A signed C2PA manifest, which shows whether
+a file was changed since, needs the package `c2pa-python`, a certificate and its key.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vexpress.errors import InputError, first_line
+from vexpress.files import replacing
+from vexpress.options import MotionOptions, SamplingOptions
+
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+"""IPTC's name for media that a trained model made; C2PA uses the same."""
+TITLE = "Generated video"
+
+
+def software() -> str:
+    """This package and its version."""
+    try:
+        return f"vexpress {version('vexpress')}"
+    except PackageNotFoundError:  # run from a copy of the source
+        return "vexpress"
+
+
+def video_metadata(
+    model_dir: str | os.PathLike, options: SamplingOptions, motion: MotionOptions | None = None
+) -> dict[str, str]:
+    """The tags of a generated video's file: no date, no path and nothing of the user's files.
+
+    Args:
+        model_dir: of the model; its last name is kept.
+        options: how the video was sampled.
+        motion: how portrait and keypoints were used.
+    """
+    settings = options.recorded() | ({} if motion is None else asdict(motion))
+    facts = {
+        "generated": True,
+        "digital_source_type": SOURCE_TYPE,
+        "software": software(),
+        "model": Path(model_dir).resolve().name,
+        "settings": settings,
+    }
+    return {"title": TITLE, "comment": json.dumps(facts)}
+
+
+def read_mark(metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """What a file's tags say of its making; None without a mark of ours."""
+    try:
+        facts = json.loads(metadata.get("comment", ""))
+    except (ValueError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) and facts.get("generated") is True else None
+
+
+def sign_video(path: str | os.PathLike, certificate: str | os.PathLike, key: str | os.PathLike) -> None:
+    """Adds a signed C2PA manifest to a video that is there; needs `c2pa-python`.
+
+    Args:
+        path: MP4 file; replaced as a whole.
+        certificate: PEM file of the certificate chain.
+        key: PEM file of the private key, of an elliptic curve (ES256).
+
+    Raises:
+        InputError: the package is missing, or certificate and key do not work.
+    """
+    try:
+        import c2pa
+    except ImportError as error:
+        raise InputError("signing needs the package c2pa-python: pip install c2pa-python", "c2pa_key") from error
+    try:
+        signer_info = c2pa.C2paSignerInfo(b"es256", Path(certificate).read_bytes(), Path(key).read_bytes(), b"")
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", "c2pa_key", error.filename) from error
+    action = {"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE, "softwareAgent": {"name": software()}}
+    manifest = {
+        "claim_generator_info": [{"name": "vexpress"}],
+        "title": TITLE,
+        "format": "video/mp4",
+        "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [action]}}],
+    }
+    try:
+        with replacing(path) as temporary:
+            signer = c2pa.Signer.from_info(signer_info)
+            c2pa.Builder(json.dumps(manifest)).sign_file(os.fspath(path), os.fspath(temporary), signer)
+    except c2pa.C2paError as error:
+        raise InputError(f"certificate and key do not sign ({first_line(error)})", "c2pa_key", key) from error

@@ -1,0 +1,1 @@
+"""A page and a service: videos by HTTP, live streams by WebSocket."""

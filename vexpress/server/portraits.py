@@ -1,0 +1,46 @@
+"""Where the face is in a portrait, before a video is made of it."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from vexpress.media.faces import head_and_shoulders_box
+from vexpress.media.images import load_image
+from vexpress.request import ADVISED_PORTRAIT_PX
+from vexpress.server.problems import Problem
+from vexpress.server.service import Service
+from vexpress.server.uploads import read_request
+
+
+async def look_at_portrait(request: Request, service: Service) -> dict[str, Any]:
+    """Reads a request with a picture, and finds the face.
+
+    Raises:
+        InputError: no picture, or no face.
+    """
+    with tempfile.TemporaryDirectory(dir=service.data_dir) as folder:
+        values, _ = await read_request(request, Path(folder), service.settings)
+        path = Path(folder) / "portrait"
+        if not path.is_file():
+            path = service.examples.path("portrait", str(values.get("portrait_example", "")))
+        return await run_in_threadpool(find_face, path, service)
+
+
+def find_face(path: Path, service: Service) -> dict[str, Any]:
+    """Size of the picture, the box of the face and the crop around it; x1 y1 x2 y2 in px."""
+    image = load_image(path)
+    faces = service.engine.detector.detect(np.asarray(image))
+    if not faces:
+        raise Problem(422, "no face was found; give a picture with one clear frontal face", "portrait")
+    box = faces[0].bbox
+    return {
+        "width": image.width,
+        "height": image.height,
+        "num_faces": len(faces),
+        "face": [round(float(value), 1) for value in box],
+        "crop": list(head_and_shoulders_box(box, image.width, image.height, ADVISED_PORTRAIT_PX)),
+    }

@@ -1,0 +1,193 @@
+"""From the fields of a request to files in its folder, and from these to what the pipeline takes."""
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import torch
+
+from vexpress.errors import InputError
+from vexpress.media.container import open_stream
+from vexpress.media.faces import FaceDetector, track_face
+from vexpress.media.keypoints import KpsSequence, save_kps
+from vexpress.media.video import constant_rate, probe_video, read_frames
+from vexpress.options import MotionOptions, SamplingOptions
+from vexpress.request import Request
+from vexpress.server.examples import Examples
+from vexpress.server.schema import FILE_FIELDS, TEXT_FIELDS, parse_options
+from vexpress.server.settings import ServeSettings
+from vexpress.server.speech import speak
+from vexpress.server.uploads import name_kps
+
+MAX_GAP_FRAMES = 12  # longest gap without the face in a driving video that is interpolated
+DRIVING_PX = 512  # longer side of the frames in which a driving face is looked for
+MAX_VIDEO_PX = 4096
+DRIVING_KPS = "driving_kps.npz"
+SPOKEN = "spoken.wav"
+
+
+@dataclass(frozen=True)
+class VideoRequest:
+    """A request for a video, as a job keeps it.
+
+    Attributes:
+        options: how to sample.
+        motion: how portrait and keypoints are used.
+        files: field -> path of its file, in the job's folder or an example's.
+    """
+
+    options: SamplingOptions
+    motion: MotionOptions
+    files: dict[str, Path]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the list of jobs."""
+        files = {name: str(path) for name, path in self.files.items()}
+        return {"options": asdict(self.options), "motion": asdict(self.motion), "files": files}
+
+    @classmethod
+    def from_json(cls, kept: dict[str, Any]) -> "VideoRequest":
+        """What `as_json` gave."""
+        files = {name: Path(path) for name, path in kept["files"].items()}
+        return cls(SamplingOptions(**kept["options"]), MotionOptions(**kept["motion"]), files)
+
+    def prepared(self, folder: Path, analyzer: FaceDetector) -> Request:
+        """The package's request; a driving video becomes keypoints, kept in the job's folder.
+
+        Raises:
+            InputError: no face in the driving video.
+        """
+        kps = self.files.get("kps")
+        if kps is None and "driving_video" in self.files:
+            kps = folder / DRIVING_KPS
+            if not kps.is_file():
+                save_kps(kps, follow_face(self.files["driving_video"], analyzer))
+        return Request(self.files["portrait"], self.files["audio"], kps, self.motion)
+
+    def prepared_without_motion(self) -> Request:
+        """The package's request, with a still head where the motion is not known yet."""
+        kps = self.files.get("kps")
+        motion = self.motion if kps else replace(self.motion, retarget_strategy="fix_face")
+        return Request(self.files["portrait"], self.files["audio"], kps, motion)
+
+
+def collect(
+    values: dict[str, Any],
+    folder: Path,
+    is_text: bool,
+    defaults: SamplingOptions,
+    examples: Examples,
+    settings: ServeSettings,
+) -> VideoRequest:
+    """Checks a request's fields and gathers its files.
+
+    Args:
+        values: fields but files.
+        folder: holds the files that were sent, under the names of their fields.
+        is_text: the values are texts, as forms have them.
+        defaults: the model's options.
+        examples: what may be named in place of files.
+        settings: limits.
+
+    Raises:
+        InputError: a field is missing, unknown, given twice over, or out of bounds.
+    """
+    texts = {name: values.pop(name, None) or None for name in TEXT_FIELDS if name != "preset"}
+    for name, text in texts.items():
+        if text is not None and not isinstance(text, str):
+            raise InputError("must be a text", name)
+    options, motion = parse_options(values, defaults, settings, is_text)
+    files = {name: folder / name for name in FILE_FIELDS if (folder / name).is_file()}
+    if "kps" in files:
+        files["kps"] = name_kps(files["kps"])
+    if texts["text"] is not None:
+        _only_one("text", "audio", files)
+        speak(texts["text"], texts["voice"], folder / SPOKEN, settings.max_text)
+        files["audio"] = folder / SPOKEN
+    for kind, name in (("portrait", "portrait"), ("audio", "audio"), ("motion", "driving_video")):
+        example = texts[f"{kind}_example"]
+        if example is not None:
+            _only_one(f"{kind}_example", name, files)
+            files[name] = examples.path(kind, example)
+    if "kps" in files:
+        _only_one("driving_video", "kps", {} if "driving_video" not in files else files)
+    for name in ("portrait", "audio"):
+        if name not in files:
+            instead = f"`{name}_example`" + " or `text`" * (name == "audio")
+            raise InputError(f"is missing: send the file, or {instead}", name)
+    return VideoRequest(options, motion, files)
+
+
+def _only_one(name: str, other: str, files: dict[str, Path]) -> None:
+    if other in files:
+        raise InputError(f"cannot be given together with `{other}`", name)
+
+
+def check_length(path: Path, kind: str, field: str, max_seconds: float) -> float:
+    """Reads a media file's length from its packets, without decoding them; gives seconds.
+
+    Raises:
+        InputError: it cannot be read, or is too long.
+    """
+    seconds, first, last = 0.0, None, 0.0
+    with open_stream(path, kind, field) as (container, stream):
+        try:
+            for packet in container.demux(stream):
+                seconds += float((packet.duration or 0) * packet.time_base) if packet.time_base else 0.0
+                if packet.pts is not None:
+                    time = float(packet.pts * packet.time_base)
+                    first = time if first is None else first
+                    last = max(last, time - first)
+                if max(seconds, last) > max_seconds + 1:  # AAC and Opus have up to a second of padding
+                    break
+        except av.error.FFmpegError:
+            pass  # the reader says what can be read of a damaged file
+    seconds = max(seconds, last)
+    if seconds > max_seconds + 1:
+        raise InputError(f"lasts longer than {max_seconds:g} s, the limit of this service", field)
+    return seconds
+
+
+def check_files(request: VideoRequest, settings: ServeSettings) -> None:
+    """Checks lengths and sizes before anything is decoded.
+
+    Raises:
+        InputError: a file is too long, too large or no media file.
+    """
+    if "driving_video" in request.files:
+        video = request.files["driving_video"]
+        check_length(video, "video", "video_path", settings.max_seconds)
+        info = probe_video(video)
+        if max(info.width, info.height) > MAX_VIDEO_PX:
+            raise InputError(f"has frames larger than {MAX_VIDEO_PX} px", "video_path")
+    if request.motion.retarget_strategy not in (None, "fix_face") and not {"kps", "driving_video"} & set(request.files):
+        raise InputError("needs `kps` or `driving_video`; without one use fix_face", "retarget_strategy")
+    check_length(request.files["audio"], "audio", "audio_path", settings.max_seconds)
+
+
+def follow_face(video: Path, analyzer: FaceDetector) -> KpsSequence:
+    """The keypoints of the face in a video, at the video's own frame rate.
+
+    Raises:
+        InputError: no face, or it is missing for too long.
+    """
+    info = probe_video(video)
+    scale = min(1.0, DRIVING_PX / max(info.width, info.height))
+    width, height = (max(1, round(side * scale)) for side in (info.width, info.height))
+    frames = constant_rate(read_frames(video), info.fps)
+    resized = (cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames)
+    kps, _ = track_face(analyzer.detect_each(resized), MAX_GAP_FRAMES, "video_path")
+    return KpsSequence(torch.from_numpy(kps[:, :3].copy()), float(info.fps), height, width)
+
+
+def copy_examples(request: VideoRequest, folder: Path) -> VideoRequest:
+    """Examples as files of the job, so that it has all that it needs."""
+    files = {}
+    for name, path in request.files.items():
+        files[name] = path if path.is_relative_to(folder) else folder / f"{name}{path.suffix}"
+        if files[name] != path:
+            shutil.copyfile(path, files[name])
+    return VideoRequest(request.options, request.motion, files)

@@ -1,0 +1,157 @@
+"""All that a service holds: the model, the list of jobs, the worker and the examples."""
+
+import logging
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+from vexpress.errors import InputError
+from vexpress.server import store as states
+from vexpress.server.engine import Engine
+from vexpress.server.examples import find_examples
+from vexpress.server.metrics import Metrics
+from vexpress.server.problems import Problem
+from vexpress.server.requests import VideoRequest, check_files, copy_examples
+from vexpress.server.settings import ServeSettings
+from vexpress.server.store import Job, JobStore, QueueFullError, new_job_id
+from vexpress.server.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_JOB_SECONDS = 10
+
+
+class Service:
+    """The parts of a service, and what they do together.
+
+    Args:
+        engine: the model, not loaded yet.
+        settings: limits and places.
+
+    Raises:
+        InputError: another service uses `data_dir`, or it cannot be written.
+    """
+
+    def __init__(self, engine: Engine, settings: ServeSettings):
+        self.engine, self.settings = engine, settings
+        self.data_dir = Path(settings.data_dir).resolve()
+        self.jobs_dir = self.data_dir / "jobs"
+        try:
+            self.jobs_dir.mkdir(parents=True, exist_ok=True)
+            self.data_dir.chmod(0o700)  # faces and voices of people
+        except OSError as error:
+            raise InputError(f"cannot be written ({error.strerror})", "data_dir", settings.data_dir) from error
+        self.metrics = Metrics()
+        self.store = JobStore(self.data_dir / "jobs.sqlite")
+        self.examples = find_examples(engine.model_dir, self.data_dir / "examples")
+        self.worker = Worker(engine, self.store, self.jobs_dir, settings, self.metrics)
+        self.streams = threading.BoundedSemaphore(max(1, settings.max_streams))
+        self.num_streams = 0
+        self.failure: str | None = None
+        self._loader = threading.Thread(target=self._load, name="load", daemon=True)
+
+    def start(self) -> None:
+        """Loads the model, while the page can be seen already, and takes up old jobs."""
+        self.worker.start()
+        self._loader.start()
+
+    def stop(self) -> None:
+        """Ends; a running job is taken up by the next process."""
+        self.worker.stop()
+        self._loader.join()
+        self.store.close()
+
+    def _load(self) -> None:
+        try:
+            self.engine.load()
+            self.worker.wake()
+            portraits = self.examples.files["portrait"]
+            if portraits and self.settings.max_streams:
+                self.engine.warm_up(next(iter(portraits.values())))
+                self.metrics.live_factor.set(self.engine.speed.factor)
+        except InputError as error:
+            self.failure = Problem.of(error).message
+            logger.error("the model cannot be loaded: %s", error)
+        except Exception as error:
+            self.failure = f"the model cannot be loaded ({type(error).__name__})"
+            logger.exception("the model cannot be loaded")
+
+    def check_room(self) -> None:
+        """Raises a Problem (429) if the queue is full."""
+        if self.store.count(states.QUEUED) >= self.settings.max_queue:
+            raise self._full()
+
+    def _full(self) -> Problem:
+        seconds = round(self.store.seconds_per_job() or DEFAULT_JOB_SECONDS) or 1
+        self.metrics.refused.labels("429").inc()
+        return Problem(
+            429, f"{self.settings.max_queue} jobs wait already; try again later", headers={"Retry-After": str(seconds)}
+        )
+
+    def new_folder(self) -> tuple[str, Path]:
+        """An id for a job, and its folder, which no one else has."""
+        job_id = new_job_id()
+        folder = self.worker.folder(job_id)
+        folder.mkdir(mode=0o700)
+        return job_id, folder
+
+    def check(self, request: VideoRequest) -> None:
+        """Finds out whether a request can be made a video of.
+
+        Raises:
+            InputError: it cannot.
+        """
+        check_files(request, self.settings)
+        self.engine.prepare(request.prepared_without_motion(), request.options)
+
+    def submit(self, job_id: str, folder: Path, request: VideoRequest) -> Job:
+        """Checks a request and puts it into the queue.
+
+        Raises:
+            InputError: it cannot be made a video of.
+            Problem: the queue is full.
+        """
+        self.check(request)
+        request = copy_examples(request, folder)
+        try:
+            self.store.add(job_id, request.as_json(), self.settings.max_queue)
+        except QueueFullError as error:
+            raise self._full() from error
+        self.worker.wake()
+        return self.store.get(job_id)
+
+    def discard(self, folder: Path) -> None:
+        """Deletes the folder of a request that has become no job."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def describe(self, job: Job) -> dict[str, Any]:
+        """A job for its client."""
+        progress = self.worker.progress.get(job.id)
+        position = self.store.position(job.id) if job.state == states.QUEUED else None
+        return {
+            "id": job.id,
+            "state": job.state,
+            "created": job.created,
+            "started": job.started,
+            "finished": job.finished,
+            "queue_position": position,
+            "progress": progress.as_json() if progress and job.state == states.RUNNING else None,
+            "error": job.error,
+            "video": job.result,
+        }
+
+    def delete(self, job: Job) -> str:
+        """Cancels a job that has not ended, and forgets one that has; gives its new state."""
+        if job.state in states.ENDED:
+            self.worker.delete_files(job.id)
+            self.store.remove(job.id)
+            return "deleted"
+        self.worker.cancel(job.id)
+        return states.CANCELLED
+
+    def refresh(self, metrics: Metrics) -> None:
+        """Sets what is not counted."""
+        metrics.queue.set(self.store.count(states.QUEUED))
+        metrics.running.set(self.store.count(states.RUNNING))
+        metrics.streams.set(self.num_streams)

@@ -1,0 +1,119 @@
+"""A live stream's WebSocket: one coroutine reads, one writes, and a thread makes frames; each waits for the others."""
+
+import asyncio
+import json
+import threading
+
+from starlette.concurrency import run_in_threadpool
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from vexpress.errors import InputError
+from vexpress.server.live import LiveSession
+from vexpress.server.problems import Problem
+from vexpress.server.service import Service
+from vexpress.server.streaming import MIME
+
+MAX_PIECE_BYTES = 400_000
+NORMAL, BAD_DATA, TRY_LATER = 1000, 1007, 1013
+
+
+async def serve_socket(socket: WebSocket, service: Service) -> None:
+    """A client's stream, from its first message to its end; its slot is free afterwards, whatever happens."""
+    await socket.accept()
+    if not service.engine.is_ready:
+        await _refuse(socket, Problem(503, service.failure or "the model is being loaded"), TRY_LATER)
+        return
+    if service.settings.max_streams == 0 or not service.streams.acquire(blocking=False):
+        service.metrics.refused.labels("429").inc()
+        await _refuse(socket, Problem(429, f"{service.settings.max_streams} streams are open already"), TRY_LATER)
+        return
+    service.num_streams += 1
+    try:
+        await _serve(socket, service)
+    except WebSocketDisconnect:
+        pass
+    except Problem as problem:
+        await _refuse(socket, problem, BAD_DATA)
+    except InputError as error:
+        await _refuse(socket, Problem.of(error), BAD_DATA)
+    finally:
+        service.num_streams -= 1
+        service.streams.release()
+
+
+async def _refuse(socket: WebSocket, problem: Problem, code: int) -> None:
+    if socket.application_state == WebSocketState.CONNECTED and socket.client_state == WebSocketState.CONNECTED:
+        try:
+            await socket.send_json({"type": "error", **problem.as_json()})
+            await socket.close(code, problem.message[:100])
+        except (RuntimeError, WebSocketDisconnect):
+            pass  # gone already
+
+
+async def _serve(socket: WebSocket, service: Service) -> None:
+    idle = service.settings.idle_seconds
+    try:
+        message = await asyncio.wait_for(socket.receive(), idle)
+    except TimeoutError as error:
+        raise Problem(408, f"nothing was sent for {idle:g} s") from error
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", NORMAL))
+    try:
+        start = json.loads(message.get("text") or "")
+        if not isinstance(start, dict):
+            raise ValueError
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "the first message must be a JSON object") from error
+    if start.pop("type", "start") != "start":
+        raise Problem(400, "the first message must be of type start", "type")
+    session = await run_in_threadpool(LiveSession, service, start)
+    session.open()
+    options = session.request.options
+    await socket.send_json(
+        {
+            "type": "ready",
+            "mime": MIME if session.output == "mp4" else "image/jpeg",
+            "width": options.image_width,
+            "height": options.image_height,
+            "fps": options.fps,
+            "expected_factor": service.engine.speed.factor,
+        }
+    )
+    thread = threading.Thread(target=session.run, name="live", daemon=True)
+    thread.start()
+    receiver = asyncio.create_task(_receive(socket, session))
+    try:
+        await _send(socket, session, idle)
+    finally:
+        receiver.cancel()
+        await session.leave()
+        await run_in_threadpool(thread.join)
+
+
+async def _receive(socket: WebSocket, session: LiveSession) -> None:
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            await session.leave()
+            return
+        piece = message.get("bytes")
+        if piece is not None:
+            if len(piece) > MAX_PIECE_BYTES:
+                await session.inbox.put(InputError(f"pieces may have {MAX_PIECE_BYTES} bytes", "audio"))
+                return
+            await session.inbox.put(piece)
+        elif (message.get("text") or "") and '"end"' in message["text"]:
+            await session.inbox.put(None)
+
+
+async def _send(socket: WebSocket, session: LiveSession, idle: float) -> None:
+    while (item := await session.outbox.get()) is not None:
+        sending = socket.send_bytes(item) if isinstance(item, bytes) else socket.send_json(item)
+        try:
+            await asyncio.wait_for(sending, idle)
+        except TimeoutError:
+            return
+        except (RuntimeError, WebSocketDisconnect):  # gone
+            return
+    if socket.client_state == WebSocketState.CONNECTED:
+        await socket.close(NORMAL)

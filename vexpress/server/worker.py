@@ -1,0 +1,156 @@
+"""The thread that takes jobs from the queue, one after the other."""
+
+import logging
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vexpress.errors import InputError, first_line
+from vexpress.server import store as states
+from vexpress.server.engine import Engine
+from vexpress.server.jobs import Progress, make_video
+from vexpress.server.metrics import Metrics
+from vexpress.server.problems import Problem
+from vexpress.server.requests import VideoRequest
+from vexpress.server.settings import ServeSettings
+from vexpress.server.store import Job, JobStore
+from vexpress.server.turns import StoppedError, Watch
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 30
+POLL_SECONDS = 0.5
+
+
+class Worker:
+    """Makes the videos of the queue.
+
+    Args:
+        engine: the model.
+        store: the list of jobs.
+        jobs_dir: a folder per job.
+        settings: limits.
+        metrics: counted here.
+    """
+
+    def __init__(self, engine: Engine, store: JobStore, jobs_dir: Path, settings: ServeSettings, metrics: Metrics):
+        self.engine, self.store, self.jobs_dir = engine, store, jobs_dir
+        self.settings, self.metrics = settings, metrics
+        self.progress: dict[str, Progress] = {}
+        self._cancelled: set[str] = set()
+        self._news = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+
+    def start(self) -> None:
+        """Takes up what a former process left, and begins."""
+        self.store.take_up()
+        self.sweep()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends between two windows; a running job goes back into the queue."""
+        self._stopping.set()
+        self._news.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def wake(self) -> None:
+        """There is a new job."""
+        self._news.set()
+
+    def cancel(self, job_id: str) -> None:
+        """Ends a job that waits or runs; a running one within one window. Its files are deleted."""
+        self._cancelled.add(job_id)
+        if self.store.end(job_id, states.CANCELLED):
+            self.metrics.jobs.labels(states.CANCELLED).inc()
+        if job_id not in self.progress:  # else the thread deletes them when it is out
+            self.delete_files(job_id)
+            self._cancelled.discard(job_id)
+
+    def folder(self, job_id: str) -> Path:
+        """Where the files of a job are."""
+        return self.jobs_dir / job_id
+
+    def delete_files(self, job_id: str) -> None:
+        """Deletes a job's folder."""
+        shutil.rmtree(self.folder(job_id), ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Deletes jobs whose time is over, and folders that belong to no job."""
+        for job_id in self.store.ended_before(time.time() - self.settings.keep_hours * 3600):
+            self.delete_files(job_id)
+            self.store.remove(job_id)
+        known = self.store.ids()
+        for folder in self.jobs_dir.iterdir():
+            is_old = time.time() - folder.stat().st_mtime > self.settings.idle_seconds * 10
+            if folder.name not in known and is_old:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _run(self) -> None:
+        swept = time.monotonic()
+        while not self._stopping.is_set():
+            if time.monotonic() - swept > SWEEP_SECONDS:
+                swept = time.monotonic()
+                try:
+                    self.sweep()
+                except OSError as error:
+                    logger.warning("old jobs cannot be deleted: %s", error)
+            job = self.store.take() if self.engine.is_ready else None
+            if job is None:
+                self._news.wait(POLL_SECONDS)
+                self._news.clear()
+            else:
+                self._do(job)
+
+    def _do(self, job: Job) -> None:
+        began = time.monotonic()
+
+        def between() -> None:
+            if job.id in self._cancelled or self._stopping.is_set():
+                raise StoppedError
+            if time.monotonic() - began > self.settings.max_job_seconds:
+                raise StoppedError(f"took longer than {self.settings.max_job_seconds:g} s, the limit of this service")
+            self.engine.turns.give_way()
+
+        progress = self.progress[job.id] = Progress(Watch(between))
+        try:
+            if self.store.get(job.id).state != states.RUNNING:  # cancelled as it was taken
+                return
+            request = VideoRequest.from_json(job.request)
+            result = make_video(request, self.folder(job.id), self.engine, progress)
+        except StoppedError as stopped:
+            if stopped.reason:
+                self._end(job, states.FAILED, error={"field": None, "message": stopped.reason})
+            elif job.id not in self._cancelled:
+                self.store.put_back(job.id)
+        except InputError as error:
+            self._end(job, states.FAILED, error=Problem.of(error).as_json()["error"])
+        except Exception as error:  # a bug or a full disk must not end the thread
+            logger.exception("job %s failed", job.id)
+            self._end(job, states.FAILED, error={"field": None, "message": _what_happened(error)})
+        else:
+            self.metrics.seconds_per_frame.observe(result["seconds_per_frame"])
+            self._end(job, states.DONE, result=result)
+        finally:
+            del self.progress[job.id]
+            if job.id in self._cancelled:
+                self.delete_files(job.id)
+                self._cancelled.discard(job.id)
+
+    def _end(self, job: Job, state: str, **facts: Any) -> None:
+        if self.store.end(job.id, state, **facts):
+            self.metrics.jobs.labels(state).inc()
+
+
+def _what_happened(error: Exception) -> str:
+    """One line for a client, without paths."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return "not enough memory: a smaller size, fewer context_frames or shorter speech need less"
+    if isinstance(error, OSError):
+        return f"the server cannot write or read its files ({error.strerror or first_line(error)})"
+    return f"an error of the server ({type(error).__name__})"
