@@ -33,6 +33,9 @@ class Server:
     def __init__(self, comfyui_dir: Path, python: Path, base_dir: Path, flags: tuple[str, ...] = ()):
         for name in ("models/vexpress", "input", "output", "temp", "custom_nodes"):
             (base_dir / name).mkdir(parents=True, exist_ok=True)
+        settings = base_dir / "user" / "default" / "comfy.settings.json"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text('{"Comfy.TutorialCompleted": true}')  # no dialog over the page
         pack = base_dir / "custom_nodes" / "vexpress"
         if not pack.exists():
             pack.symlink_to(ROOT)
@@ -43,7 +46,7 @@ class Server:
         self.log_path = base_dir / "server.log"
         command = [str(python), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--disable-api-nodes", "--base-directory", str(base_dir), *flags]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
         with self.log_path.open("w") as log:
             self.process = subprocess.Popen(command, cwd=comfyui_dir, stdout=log, stderr=log, env=environment)
         self.events: list[dict[str, Any]] = []

@@ -27,21 +27,31 @@ UNET_VALUES_PER_LATENT, DECODER_VALUES_PER_PIXEL, DECODED_AT_ONCE = 20 * 320, 4 
 
 
 class Progress:
-    """What the pipeline takes for a progress bar: each update is reported, and so may raise to interrupt the work."""
+    """What the pipeline takes for a progress bar: each update is reported, and so may raise to interrupt the work.
 
-    def __init__(self, total: int, report: Report):
-        self.done, self.total, self.report = 0, total, report
+    Args:
+        total: pieces of work.
+        report: see `vexpress.comfyui.keypoints.Report`.
+        outer: the progress that this is a part of; then that is shown.
+    """
+
+    def __init__(self, total: int, report: Report, outer: "Progress | None" = None):
+        self.done, self.total, self.outer, self._report = 0, total, outer, report
 
     def __enter__(self) -> "Progress":
-        self.report(0, self.total)
+        self.show()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        pass
+        self.total = 0  # over
 
     def update(self, count: int = 1) -> None:
         self.done += count
-        self.report(self.done, self.total)
+        self.show()
+
+    def show(self, preview: Image.Image | None = None) -> None:
+        shown = self.outer or self
+        self._report(shown.done, shown.total, preview)
 
     def set_description(self, _: str) -> None:
         pass
@@ -55,15 +65,16 @@ class NodePipeline(VExpressPipeline):
 
     Attributes:
         report: see `vexpress.comfyui.keypoints.Report`.
-        progress: of the present stage.
+        progress: of the present stage, which may be a part of another: rolling sampling denoises as it decodes.
     """
 
-    progress: Progress
     report: Report = staticmethod(lambda done, total, preview=None: None)
+    progress: Progress | None = None
 
     def progress_bar(self, iterable: None = None, total: int | None = None) -> Progress:
         """The progress of one stage: denoising counts windows, decoding counts frames."""
-        self.progress = Progress(total or 1, self.report)
+        outer = self.progress if self.progress and self.progress.total else None
+        self.progress = Progress(total or 1, self.report, outer and (outer.outer or outer))
         return self.progress
 
 
@@ -104,13 +115,13 @@ def generate(
     """
     inputs = prepare_request(request, options, build_analyzer)
     load(memory_needed(options, pipeline.dtype.itemsize))
-    pipeline.report = report
+    pipeline.report, pipeline.progress = report, None
     pipeline.scheduler = build_scheduler(options.scheduler)
     colours = LatentColours(pipeline, inputs.portrait)
 
     def on_step(_: NodePipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> None:
-        latents, progress = tensors["latents"], pipeline.progress
-        report(progress.done, progress.total, colours.picture(latents[0, :, latents.shape[2] // 2]))
+        latents = tensors["latents"]
+        pipeline.progress.show(colours.picture(latents[0, :, latents.shape[2] // 2]))
 
     frames = pipeline(
         **inputs.pipeline_arguments(pipeline.audio_processor.sampling_rate),

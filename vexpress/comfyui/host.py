@@ -46,6 +46,11 @@ class _Holder(nn.Module):
         self.network = network
 
 
+def _held(network: nn.Module) -> _Holder:
+    """Holds a network under its own class's name, which ComfyUI logs."""
+    return type(type(network).__name__, (_Holder,), {})(network)
+
+
 class LoadedModel:
     """A model whose networks ComfyUI moves between devices, and forgets with `/free`.
 
@@ -65,7 +70,7 @@ class LoadedModel:
         self.pipeline = NodePipeline.from_released(paths, torch_dtype, "cpu", test_stage)
         networks = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
         offload_device = management.unet_offload_device()
-        self._patchers = [ModelPatcher(_Holder(network), device, offload_device) for network in networks]
+        self._patchers = [ModelPatcher(_held(network), device, offload_device) for network in networks]
 
     def load(self, num_bytes: int = 0) -> None:
         """Brings all networks to the device, with room for `num_bytes` beside them."""

@@ -118,8 +118,8 @@ class RetargetKps(io.ComfyNode):
             node_id="VExpress_RetargetKps",
             display_name="V-Express Retarget Keypoints",
             category=CATEGORY,
-            description="Carries the motion of one face over to another. A sampler then takes it as it is; samplers can "
-            "do this themselves, too, by their retarget_strategy.",
+            description="Carries the motion of one face over to another. A sampler then takes it as it is; samplers "
+            "can do this themselves, too, by their retarget_strategy.",
             inputs=[
                 Kps.Input("kps", tooltip="The driving motion"),
                 Kps.Input("portrait_kps", tooltip="The portrait's keypoints; their first frame counts"),

@@ -1,6 +1,6 @@
 """Nodes that load a model, make videos and show them."""
 
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 import torch
@@ -26,10 +26,21 @@ LOADER_OPTIONS = ("dtype", "test_stage")
 """Options that take effect when a model is loaded; a sampler's scheduler can change without that."""
 MOTION_OPTIONS = ("retarget_strategy", "kps_extend")
 """What a sampler does with keypoints; the rest of `MotionOptions` are nodes of their own."""
-SAMPLER_FIELDS = [
-    *(field for field in fields(SamplingOptions) if field.name not in LOADER_OPTIONS),
-    *(field for field in fields(MotionOptions) if field.name in MOTION_OPTIONS),
-]
+SAMPLER_ORDER = (
+    *("image_width", "image_height", "fps", "seed", "num_inference_steps", "guidance_scale", "retarget_strategy"),
+    *("reference_attention_weight", "audio_attention_weight", "scheduler", "guidance", "shared_noise"),
+    *("context_frames", "context_overlap", "num_pad_audio_frames", "median_filter", "denoise_threshold"),
+    *("windows_per_batch", "kps_extend", "sampling"),
+)
+"""Workflows hold the values of widgets by position: this order is for ever, and new options come after it."""
+
+
+def sampler_fields() -> list[Field]:
+    """The options that a sampler has, in the order of its widgets."""
+    options = [field for field in fields(SamplingOptions) if field.name not in LOADER_OPTIONS]
+    options += [field for field in fields(MotionOptions) if field.name in MOTION_OPTIONS]
+    known = {name: place for place, name in enumerate(SAMPLER_ORDER)}
+    return sorted(options, key=lambda field: known.get(field.name, len(known)))
 
 
 class LoadModel(io.ComfyNode):
@@ -153,14 +164,13 @@ class SampleToVideo(_Sampler):
             category=CATEGORY,
             description="Makes a talking portrait and writes it to the output folder frame by frame, so that memory "
             "does not grow with the length of the sound.",
-            inputs=[
-                *sampler_inputs(),
+            inputs=sampler_inputs(
                 io.String.Input(
                     "filename_prefix",
                     default="video/vexpress",
                     tooltip="Name of the file in the output folder; may hold folders, and placeholders such as %year%",
                 ),
-            ],
+            ),
             outputs=[
                 io.Video.Output("video", display_name="video"),
                 Kps.Output("used_kps", display_name="kps", tooltip="The keypoints of every frame"),
@@ -246,14 +256,15 @@ class Example(io.ComfyNode):
         )
 
 
-def sampler_inputs() -> list[io.Input]:
-    """Inputs of the nodes that sample."""
+def sampler_inputs(*own: io.Input) -> list[io.Input]:
+    """Inputs of the nodes that sample, a node's own among them."""
     return [
         Model.Input("model"),
         io.Image.Input("portrait", tooltip="Head and shoulders, best square; it is resized to the video's size"),
         io.Audio.Input("audio", tooltip="Speech; the video lasts as long"),
         Kps.Input("kps", optional=True, tooltip="How the head moves; left open, it stays still"),
-        *option_inputs(SAMPLER_FIELDS),
+        *own,
+        *option_inputs(sampler_fields()),
     ]
 
 

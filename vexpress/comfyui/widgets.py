@@ -27,7 +27,7 @@ def option_inputs(fields: Iterable[Field]) -> list[io.Input]:
 def _option_input(field: Field) -> io.Input:
     facts, kind = field.metadata, kind_of(field)
     unit = f", in {facts['unit']}" if facts["unit"] else ""
-    common = {"tooltip": facts["help"][0].upper() + facts["help"][1:] + unit, "default": field.default}
+    common = {"tooltip": facts["help"] + unit, "default": field.default}
     if facts["choices"]:
         choices = [AUTO, *facts["choices"]] if facts["optional"] else list(facts["choices"])
         made = io.Combo.Input(field.name, options=choices, **(common | {"default": field.default or AUTO}))
