@@ -1,423 +1,110 @@
-"""Fetches the released V-Express models from the Hugging Face Hub into the layout that inference.py --model_dir loads.
+"""Fetches the released V-Express models from the Hugging Face Hub into the layout that `vexpress generate` loads.
 
-    python scripts/download_models.py --model_dir model_ckpts
-    python scripts/download_models.py --model_dir model_ckpts --only evaluation      # networks of FVD and SyncNet
+vexpress download --model_dir model_ckpts
+vexpress download --model_dir model_ckpts --only evaluation      # networks of FVD and SyncNet
 
 The same command again fetches only what is missing, and goes on where an interrupted download stopped.
 """
 
-import argparse
-import contextlib
-import dataclasses
-import errno
 import logging
 import os
 import shlex
-import shutil
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
-
-import filelock
-import httpx2
-from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers
-from huggingface_hub.utils.sha import git_hash, sha_fileobj
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from vexpress.cli.parser import ArgumentParser
+from vexpress.cli.program import set_up_logging
+from vexpress.cli.released_files import DEFAULT_REVISION, ON_REQUEST, PARTS, RELEASED_REPOSITORY
 from vexpress.errors import InputError
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from vexpress.cli.hub import Download
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
+logger = logging.getLogger("download")
 
-RELEASED_REPOSITORY = "tk93/V-Express"
-LISTING_TIMEOUT_SECONDS = 30.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One place on the Hub that has a needed file."""
-
-    repository: str
-    remote_path: str
-    local_path: str
-    """Below --model_dir. Never taken from a server's answer."""
+INFERENCE_PATH = Path(__file__).resolve().parents[2] / "inference.py"
+"""The program under its released name, which a clone of the repository has."""
+DEFAULT_ENDPOINT = "https://huggingface.co"
 
 
-def _released(local_path: str) -> Source:
-    return Source(RELEASED_REPOSITORY, f"model_ckpts/{local_path}", local_path)
-
-
-def _upstream(repository: str, remote_path: str, local_dir: str) -> Source:
-    return Source(repository, remote_path, f"{local_dir}/{remote_path}")
-
-
-_SD = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stable-diffusion-v1-5")
-_VAE = ("stabilityai/sd-vae-ft-mse", "sd-vae-ft-mse")
-_WAV2VEC2 = ("facebook/wav2vec2-base-960h", "wav2vec2-base-960h")
-
-
-def _released_or_upstream(upstream: tuple[str, str], *names: str) -> tuple[Source, ...]:
-    repository, local_dir = upstream
-    return (
-        *(_released(f"{local_dir}/{name}") for name in names),
-        *(_upstream(repository, name, local_dir) for name in names),
-    )
-
-
-# One row per needed file: the part that --only names, and the sources to try in this order.
-NEEDED_FILES: tuple[tuple[str, tuple[Source, ...]], ...] = (
-    ("unet", _released_or_upstream(_SD, "unet/config.json")),
-    ("vae", _released_or_upstream(_VAE, "config.json")),
-    ("vae", _released_or_upstream(_VAE, "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")),
-    ("wav2vec2", _released_or_upstream(_WAV2VEC2, "config.json")),
-    ("wav2vec2", _released_or_upstream(_WAV2VEC2, "preprocessor_config.json")),
-    ("wav2vec2", _released_or_upstream(_WAV2VEC2, "model.safetensors", "pytorch_model.bin")),
-    ("insightface", (_released("insightface_models/models/buffalo_l/det_10g.onnx"),)),
-    ("insightface", (_released("insightface_models/models/buffalo_l/2d106det.onnx"),)),
-    ("insightface", (_released("insightface_models/models/buffalo_l/1k3d68.onnx"),)),
-    ("insightface", (_released("insightface_models/models/buffalo_l/genderage.onnx"),)),
-    ("insightface", (_released("insightface_models/models/buffalo_l/w600k_r50.onnx"),)),
-    ("v-express", (_released("v-express/reference_net.bin"),)),
-    ("v-express", (_released("v-express/denoising_unet.bin"),)),
-    ("v-express", (_released("v-express/motion_module.bin"),)),
-    ("v-express", (_released("v-express/v_kps_guider.bin"),)),
-    ("v-express", (_released("v-express/audio_projection.bin"),)),
-    ("evaluation", (Source("ByteDance/LatentSync", "auxiliary/syncnet_v2.model", "evaluation/syncnet_v2.model"),)),
-    (
-        "evaluation",
-        (
-            Source("ByteDance/LatentSync", "auxiliary/i3d_torchscript.pt", "evaluation/i3d_torchscript.pt"),
-            Source("flateon/FVD-I3D-torchscript", "i3d_torchscript.pt", "evaluation/i3d_torchscript.pt"),
-        ),
-    ),
-)
-ON_REQUEST = ("evaluation",)
-"""Parts that come only if --only names them: no inference needs them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RemoteFile:
-    """What the Hub says about a file at one commit."""
-
-    commit: str
-    num_bytes: int
-    sha256: str | None
-    """Of a file in large-file storage; None for a small one, which git itself keeps."""
-    git_sha1: str | None
-    """Of a small file; for a large one git only knows a pointer, so it is None."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Download:
-    """A needed file: where it comes from, what it has to be, where it goes."""
-
-    source: Source
-    remote: RemoteFile
-    local_path: Path
-
-    @property
-    def partial_path(self) -> Path:
-        """Where the bytes wait until they are complete and checked; kept on failure, so that the next run resumes."""
-        return self.local_path.with_name(f".{self.local_path.name}.part")
-
-    @property
-    def is_present(self) -> bool:
-        """Whether a file of the right size is in place."""
-        return self.local_path.is_file() and self.local_path.stat().st_size == self.remote.num_bytes
-
-    @property
-    def num_missing_bytes(self) -> int:
-        """How many bytes have still to come, >= 0."""
-        if self.is_present:
-            return 0
-        num_partial_bytes = self.partial_path.stat().st_size if self.partial_path.is_file() else 0
-        return max(self.remote.num_bytes - num_partial_bytes, 0)
-
-
-@contextlib.contextmanager
-def _one_line_for_network_errors(wanted: str, endpoint: str) -> Iterator[None]:
-    """Turns the errors of the Hub's library into an InputError that says what could not be had, and what to do."""
-    advice = "running the same command again resumes"
-    try:
-        yield
-    except OfflineModeIsEnabled as error:
-        raise InputError(f"{wanted}: HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set; unset it to download") from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{wanted}: there is no such revision on {endpoint}; change --revision") from error
-    except RepositoryNotFoundError as error:
-        raise InputError(f"{wanted}: there is no such public repository on {endpoint}; change --endpoint") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        raise InputError(
-            f"{wanted}: {endpoint} answered with HTTP status {status}; change --endpoint or try later, {advice}"
-        ) from error
-    except (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError) as error:
-        reason = str(error) or type(error).__name__
-        raise InputError(
-            f"{wanted}: cannot reach {endpoint} ({reason}); check the network and proxy, or give a mirror with "
-            f"--endpoint, {advice}"
-        ) from error
-
-
-def list_repository(repository: str, revision: str, endpoint: str) -> dict[str, RemoteFile]:
-    """Asks the Hub which files a repository has.
-
-    Args:
-        repository: "owner/name" of a public model repository.
-        revision: branch, tag or commit.
-        endpoint: address of the Hub or of a mirror, without a slash at its end.
-
-    Returns:
-        The files by their path in the repository, all at the one commit that `revision` stands for now.
-
-    Raises:
-        InputError: the Hub cannot be reached, or it does not know the repository or the revision.
-    """
-    wanted = f"list of files of {repository} at {revision}"
-    # No token: the files are public, and --endpoint may name a mirror that others run.
-    api = HfApi(endpoint=endpoint, token=False)
-    with _one_line_for_network_errors(wanted, endpoint):
-        try:
-            info = api.model_info(repository, revision=revision, files_metadata=True, timeout=LISTING_TIMEOUT_SECONDS)
-        except (KeyError, TypeError, ValueError) as error:  # the answer is no JSON, or another JSON
-            raise InputError(f"{wanted}: {endpoint} does not answer as a Hub does; change --endpoint") from error
-    files = {}
-    for sibling in info.siblings or ():
-        if not isinstance(sibling.size, int):
-            raise InputError(f"{wanted}: {endpoint} gives no size of {sibling.rfilename}; change --endpoint")
-        sha256 = sibling.lfs.sha256 if sibling.lfs else None
-        git_sha1 = None if sibling.lfs else sibling.blob_id
-        files[sibling.rfilename] = RemoteFile(info.sha or revision, sibling.size, sha256, git_sha1)
-    return files
-
-
-def plan_downloads(parts: Sequence[str], model_dir: Path, revision: str, endpoint: str) -> list[Download]:
-    """Chooses for every needed file the first source that has it.
-
-    Where two formats will do (.safetensors or .bin), the one that is already on the disk is kept. Repositories other
-    than the released one are asked only if needed, at their main branch.
-
-    Args:
-        parts: which parts to fetch, as --only names them.
-        model_dir: folder of the released layout.
-        revision: branch, tag or commit of the released repository.
-        endpoint: address of the Hub or of a mirror.
-
-    Raises:
-        InputError: a needed file is at none of its sources, or a listing cannot be had.
-    """
-    listings: dict[str, dict[str, RemoteFile]] = {}
-    downloads = []
-    for part, sources in NEEDED_FILES:
-        if part not in parts:
-            continue
-        for repository in dict.fromkeys(source.repository for source in sources):
-            if repository not in listings:
-                repository_revision = revision if repository == RELEASED_REPOSITORY else constants.DEFAULT_REVISION
-                listings[repository] = list_repository(repository, repository_revision, endpoint)
-            found = [
-                Download(source, listings[repository][source.remote_path], model_dir / source.local_path)
-                for source in sources
-                if source.repository == repository and source.remote_path in listings[repository]
-            ]
-            if found:
-                downloads.append(next((download for download in found if download.local_path.exists()), found[0]))
-                break
-        else:
-            looked_for = " or ".join(f"{source.repository}/{source.remote_path}" for source in sources)
-            raise InputError(
-                f"{sources[0].local_path} is not on {endpoint}: looked for {looked_for}; "
-                "change --revision or --endpoint, or leave the part out with --only"
-            )
-    return downloads
-
-
-def check_free_disk(downloads: Sequence[Download], model_dir: Path) -> None:
-    """Finds out before gigabytes are fetched whether they fit.
-
-    Raises:
-        InputError: they do not fit, or `model_dir` is no folder.
-    """
-    existing_dir = next(path for path in (model_dir, *model_dir.absolute().parents) if path.exists())
-    if not existing_dir.is_dir():
-        raise InputError(f"{existing_dir} is not a folder; change --model_dir", "model_dir", model_dir)
-    num_missing_bytes = sum(download.num_missing_bytes for download in downloads)
-    num_free_bytes = shutil.disk_usage(existing_dir).free
-    if num_missing_bytes > num_free_bytes:
-        raise InputError(
-            f"{_format_bytes(num_missing_bytes)} are to be fetched but only "
-            f"{_format_bytes(num_free_bytes)} are free; free some or change --model_dir",
-            "model_dir",
-            model_dir,
-        )
-
-
-def fetch(download: Download, endpoint: str) -> None:
-    """Fetches one file, goes on with what an earlier run left of it, checks it and moves it into place.
-
-    `hf_hub_download` throws away what it has of a file when it fails (huggingface_hub 2.4.0), and the largest ones
-    here have gigabytes: so its inner `http_get`, which can resume, writes to a partial file that is kept.
-
-    Raises:
-        InputError: the network fails, the content is not what the Hub lists, or the folder cannot be written.
-    """
-    source, remote, partial_path = download.source, download.remote, download.partial_path
-    try:
-        download.local_path.parent.mkdir(parents=True, exist_ok=True)
-        is_resumable = remote.sha256 or remote.git_sha1  # without a checksum, two versions could be mixed unseen
-        if partial_path.is_file() and (not is_resumable or partial_path.stat().st_size > remote.num_bytes):
-            partial_path.unlink()
-        url = hf_hub_url(source.repository, source.remote_path, revision=remote.commit, endpoint=endpoint)
-        with (
-            _one_line_for_network_errors(f"{source.repository}/{source.remote_path}", endpoint),
-            partial_path.open("ab") as partial_file,
-        ):
-            http_get(
-                url,
-                partial_file,
-                resume_size=partial_file.tell(),
-                # Compressed on the way, a small file has no length and cannot be resumed.
-                headers=build_hf_headers(token=False, headers={"Accept-Encoding": "identity"}),
-                expected_size=remote.num_bytes,
-                displayed_filename=source.local_path,
-            )
-        check_content(download)
-        os.replace(partial_path, download.local_path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise  # run_program says so
-        if error.errno is None:  # http_get's check of the length
-            partial_path.unlink()
-            raise InputError(
-                f"{source.repository}/{source.remote_path}: {endpoint} sent another length than the "
-                f"{remote.num_bytes} bytes that it lists; run the same command again or change --endpoint"
-            ) from error
-        raise InputError(
-            f"cannot write {download.local_path} ({error.strerror}); change --model_dir", "model_dir"
-        ) from error
-
-
-def check_content(download: Download) -> None:
-    """Compares a fetched file, still under its partial name, with the checksum that the Hub lists for it.
-
-    Raises:
-        InputError: it differs; the partial file is removed.
-    """
-    path, remote = download.partial_path, download.remote
-    if remote.sha256:
-        with path.open("rb") as file:
-            is_right = sha_fileobj(file).hex() == remote.sha256
-    elif remote.git_sha1:
-        is_right = git_hash(path.read_bytes()) == remote.git_sha1
-    else:
-        is_right = path.stat().st_size == remote.num_bytes
-    if not is_right:
-        path.unlink()
-        raise InputError(
-            f"{download.source.repository}/{download.source.remote_path}: what came differs from the checksum on the "
-            "Hub and was removed; run the same command again to fetch it anew, or change --endpoint"
-        )
-
-
-@contextlib.contextmanager
-def _only_program_in(model_dir: Path) -> Iterator[None]:
-    """Makes the folder and keeps a second run out of it: two writers of one partial file would spoil it."""
-    try:
-        model_dir.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(model_dir / ".download_models.lock").acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise InputError("another download into this folder is running; wait for it", "model_dir", model_dir) from error
-    except OSError as error:
-        raise InputError(
-            f"cannot write there ({error.strerror}); change --model_dir", "model_dir", model_dir
-        ) from error
-    with lock:
-        yield
-
-
-def _print_plan(downloads: Sequence[Download]) -> None:
-    for download in downloads:
-        source, remote = download.source, download.remote
-        action = "have " if download.is_present else "fetch"
-        size = _format_bytes(remote.num_bytes)
-        origin = f"{source.repository}/{source.remote_path}@{remote.commit[:8]}"
-        print(f"{action} {size:>7}  {download.local_path}  <- {origin}")
-    print(f"{_format_bytes(sum(download.num_missing_bytes for download in downloads))} to fetch")
-
-
-def _format_bytes(num_bytes: int) -> str:
-    return tqdm.format_sizeof(num_bytes, "B")
-
-
-def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def build_parser() -> ArgumentParser:
+    """The flags."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model_dir", type=Path, default=Path("model_ckpts"), help="folder to fill (%(default)s)")
-    parser.add_argument(
-        "--revision",
-        default=constants.DEFAULT_REVISION,
-        help=f"branch, tag or commit of {RELEASED_REPOSITORY} (%(default)s)",
-    )
+    parser.add_argument("--model_dir", type=Path, default=Path("model_ckpts"), help="folder to fill")
+    parser.add_argument("--revision", default=DEFAULT_REVISION, help=f"branch, tag or commit of {RELEASED_REPOSITORY}")
     parser.add_argument(
         "--endpoint",
-        default=constants.ENDPOINT,
-        help="address of the Hub or of a mirror; the environment variable HF_ENDPOINT does the same (%(default)s)",
+        default=os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT,
+        help="address of the Hub or of a mirror; the environment variable HF_ENDPOINT does the same",
     )
-    parts = tuple(dict.fromkeys(part for part, _ in NEEDED_FILES))
     parser.add_argument(
         "--only",
         action="append",
-        choices=parts,
+        choices=PARTS,
         metavar="PART",
-        help=f"one of {', '.join(parts)}; may be repeated; unset: all but {', '.join(ON_REQUEST)}",
+        help=f"one of {', '.join(PARTS)}; may be repeated; unset: all but {', '.join(ON_REQUEST)}",
     )
     parser.add_argument("--dry_run", action="store_true", help="print what would be fetched, with sizes, and stop")
-    parsed = parser.parse_args(arguments)
-    parsed.parts = parsed.only or [part for part in parts if part not in ON_REQUEST]
-    parsed.endpoint = parsed.endpoint.rstrip("/")
-    return parsed
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Plans, fetches what is missing, and says how to go on.
 
     Args:
-        arguments: the command line without the program's name; None reads sys.argv.
+        arguments: of the command line; None reads sys.argv.
 
     Raises:
         InputError: what was asked cannot be fetched; the message says why.
     """
-    args = _parse_arguments(arguments)
+    args = build_parser().parse_args(arguments)
     if not args.endpoint.startswith(("https://", "http://")):
         raise InputError("an address that starts with https:// or http:// is needed", "endpoint", args.endpoint)
-    downloads = plan_downloads(args.parts, args.model_dir, args.revision, args.endpoint)
+    set_up_logging()
+    try:
+        from vexpress.cli import hub
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is not installed; get it with: pip install 'vexpress[download]'") from error
+
+    parts = args.only or [part for part in PARTS if part not in ON_REQUEST]
+    endpoint = args.endpoint.rstrip("/")
+    downloads = hub.plan_downloads(parts, args.model_dir, args.revision, endpoint)
     if args.dry_run:
         _print_plan(downloads)
-    check_free_disk(downloads, args.model_dir)
+    hub.check_free_disk(downloads, args.model_dir)
     if args.dry_run:
         return
-    with _only_program_in(args.model_dir):
+    with hub.hold_model_dir(args.model_dir):
         missing = [download for download in downloads if not download.is_present]
-        num_missing_bytes = sum(download.num_missing_bytes for download in missing)
         if missing:
-            logger.info("%d files to fetch, %s; Ctrl-C keeps what came", len(missing), _format_bytes(num_missing_bytes))
+            size = hub.format_bytes(sum(download.num_missing_bytes for download in missing))
+            logger.info("%d files to fetch, %s; Ctrl-C keeps what came", len(missing), size)
         for download in missing:
-            fetch(download, args.endpoint)
-    if args.only:
-        next_step = "Run without --only for the other parts."
-    else:
-        next_step = (
-            f"Next: python {shlex.quote(os.path.relpath(REPO_ROOT / 'inference.py'))} "
-            f"--model_dir {shlex.quote(str(args.model_dir))} "
-            "--reference_image_path IMAGE --audio_path AUDIO --output_path VIDEO"
-        )
+            hub.fetch(download, endpoint)
     num_present = len(downloads) - len(missing)
-    print(f"{args.model_dir}: {len(missing)} files fetched, {num_present} were there. {next_step}")
+    print(f"{args.model_dir}: {len(missing)} files fetched, {num_present} were there. {_next_step(args)}")
+
+
+def _print_plan(downloads: "Sequence[Download]") -> None:
+    from vexpress.cli.hub import format_bytes
+
+    for download in downloads:
+        source, remote = download.source, download.remote
+        action = "have " if download.is_present else "fetch"
+        size = format_bytes(remote.num_bytes)
+        origin = f"{source.repository}/{source.remote_path}@{remote.commit[:8]}"
+        print(f"{action} {size:>7}  {download.local_path}  <- {origin}")
+    print(f"{format_bytes(sum(download.num_missing_bytes for download in downloads))} to fetch")
+
+
+def _next_step(args: Namespace) -> str:
+    if args.only:
+        return "Run without --only for the other parts."
+    in_clone = INFERENCE_PATH.is_file()
+    program = f"python {shlex.quote(os.path.relpath(INFERENCE_PATH))}" if in_clone else "vexpress generate"
+    return (
+        f"Next: {program} --model_dir {shlex.quote(str(args.model_dir))} "
+        "--reference_image_path IMAGE --audio_path AUDIO --output_path VIDEO"
+    )
