@@ -177,16 +177,20 @@ def load_audio(path: str | os.PathLike, field: str = "audio_path", track: int | 
             padding = num_decoded - round(stream.duration * stream.time_base * rate)
             num_samples -= padding if 0 < padding <= MAX_MP4_PADDING_SAMPLES else 0
         layout = None if "channels" in first.layout.name else first.layout.name
-    samples = np.concatenate(blocks)[:num_samples].T
-    if not np.isfinite(samples).all():
-        raise InputError(f"holds NaN or infinite samples; export the sound anew and give it in `{field}`", field, path)
-    peak = max(samples.max(initial=0), -samples.min(initial=0))
-    if peak > MAX_SAMPLE:
-        problem = f"holds samples of {peak:.3g}, where sound is -1 to 1; export it anew and give it in `{field}`"
-        raise InputError(problem, field, path)
-    audio = Audio(samples, rate, layout)
+    audio = Audio(np.concatenate(blocks)[:num_samples].T, rate, layout)
+    check_samples(audio, field, path)
     audio.warn_of_what_is_heard(os.fspath(path))
     return audio
+
+
+def check_samples(audio: Audio, field: str = "audio", value: object = None) -> None:
+    """Raises an InputError if samples are not finite, or so large that they are no sound and cannot be encoded."""
+    peak = max(audio.samples.max(initial=0), -audio.samples.min(initial=0))  # NaN if one of them is
+    if not np.isfinite(peak):
+        raise InputError(f"holds NaN or infinite samples; export the sound anew and give it in `{field}`", field, value)
+    if peak > MAX_SAMPLE:
+        problem = f"holds samples of {peak:.3g}, where sound is -1 to 1; export it anew and give it in `{field}`"
+        raise InputError(problem, field, value)
 
 
 def check_audio_suffix(path: str | os.PathLike, field: str) -> None:
@@ -212,6 +216,7 @@ def write_audio(path: str | os.PathLike, audio: Audio, field: str = "audio_save_
         OSError: the disk is full (ENOSPC) or the file cannot be written.
     """
     check_audio_suffix(path, field)
+    check_samples(audio)
     suffix, num_channels, rate = Path(path).suffix.lower(), len(audio.samples), audio.sampling_rate_hz
     layout = audio.layout or LAYOUTS.get(num_channels, f"{num_channels} channels")
     # Else the length in the header of an .m4a is rounded to a millisecond.

@@ -118,10 +118,13 @@ def find_model_dir(model_dir: str | Path) -> Path:
     Raises:
         InputError: there are none.
     """
-    for folder in (Path(model_dir), Path(model_dir) / "models" / "buffalo_l"):
-        if any(folder.glob("*.onnx")):
-            return folder
-    state = "has no .onnx files, nor has models/buffalo_l in it" if Path(model_dir).is_dir() else "is not a folder"
+    state = "is not a folder"
+    with contextlib.suppress(OSError, ValueError):  # no name of a folder at all
+        for folder in (Path(model_dir), Path(model_dir) / "models" / "buffalo_l"):
+            if any(folder.glob("*.onnx")):
+                return folder
+        if Path(model_dir).is_dir():
+            state = "has no .onnx files, nor has models/buffalo_l in it"
     raise InputError(
         f"{state}; get the face models with `vexpress download`, or give the folder that holds them",
         "insightface_model_path",

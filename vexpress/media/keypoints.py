@@ -4,6 +4,7 @@ import io
 import logging
 import math
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from vexpress.errors import InputError, first_line
 from vexpress.files import replacing
 from vexpress.media.archives import check_unpacked_size
-from vexpress.options import KPS_EXTEND, RETARGET_STRATEGIES
+from vexpress.options import KPS_EXTEND, RELEASED_STRATEGIES
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class KpsSequence:
 
 
 def render_v_kps(kps: np.ndarray | Tensor, height: int, width: int) -> np.ndarray:
-    """Draws the V-Kps image of one frame, bit-exact with the released drawing, which the weights expect.
+    """Renders the V-Kps image of one frame, bit-exact with the released one, which the weights expect.
 
     Args:
         kps: (3 2) px; points may lie outside of the frame.
@@ -94,7 +95,7 @@ def retarget(target_kps: Tensor, reference_kps: Tensor | None, strategy: str) ->
     Args:
         target_kps: (f 3 2) px, the driving motion.
         reference_kps: (3 2) px, the face in the reference image; None only with "no_retarget".
-        strategy: one of RETARGET_STRATEGIES.
+        strategy: one of RELEASED_STRATEGIES.
             fix_face: the reference's keypoints in each frame.
             no_retarget: the target as it is.
             offset_retarget: the reference's keypoints, moved rigidly with the nose at half amplitude.
@@ -111,8 +112,8 @@ def retarget(target_kps: Tensor, reference_kps: Tensor | None, strategy: str) ->
     (the release keeps a wrong running minimum), and offset_retarget moves the face with the driving nose (the release
     moves it against).
     """
-    if strategy not in RETARGET_STRATEGIES:
-        raise InputError(f"allowed are {', '.join(RETARGET_STRATEGIES)}", "retarget_strategy", strategy)
+    if strategy not in RELEASED_STRATEGIES:
+        raise InputError(f"allowed are {', '.join(RELEASED_STRATEGIES)}", "retarget_strategy", strategy)
     if strategy == "no_retarget":
         return target_kps
     if reference_kps is None:
@@ -162,14 +163,18 @@ def load_kps(path: str | Path, field: str = "kps_path") -> KpsSequence:
     """
     path = Path(path)
     check_kps_suffix(path, field)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
-        raise InputError(f"{what}; give a keypoint file", field, path)
     try:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+            raise InputError(f"{what}; give a keypoint file", field, path)
         check_unpacked_size(path, field)
-        content = _read(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about odd pickles
+            content = _read(path)
     except InputError:
         raise
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror or first_line(error)})", field, path) from error
     except Exception as error:  # the readers raise anything at all on damaged files, each of its own
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise InputError("refused, since it holds Python objects that can run code", field, path) from error

@@ -29,7 +29,7 @@ def remember(frames: Iterable[np.ndarray], numbers: list[int], kept: list[np.nda
 def render_filmstrip(
     reference: np.ndarray, frames: list[np.ndarray], numbers: list[int], kps: np.ndarray, waveform: np.ndarray
 ) -> np.ndarray:
-    """Draws the picture.
+    """Renders a contact sheet: the portrait and frames, their keypoints below, and the waveform of the speech.
 
     Args:
         reference: (H W 3) uint8 RGB, the portrait.
@@ -52,7 +52,7 @@ def render_filmstrip(
     rows = [np.concatenate([part for cell in row for part in (cell, _gap(cell))][:-1], axis=1) for row in rows]
     strip = np.full((WAVE_PX, rows[0].shape[1], 3), BACKGROUND, np.uint8)
     left = CELL_PX + GAP_PX
-    _draw_waveform(strip[:, left:], waveform, [(number + 0.5) / len(kps) for number in numbers])
+    _render_waveform(strip[:, left:], waveform, [(number + 0.5) / len(kps) for number in numbers])
     cv2.putText(strip, "speech", (4, WAVE_PX // 2 + 5), cv2.FONT_HERSHEY_SIMPLEX, 0.45, TEXT_COLOUR, 1, cv2.LINE_AA)
     sheet = np.concatenate([*rows, strip])
     return cv2.copyMakeBorder(sheet, *[GAP_PX] * 4, cv2.BORDER_CONSTANT, value=BACKGROUND)
@@ -70,7 +70,7 @@ def _gap(cell: np.ndarray) -> np.ndarray:
     return np.full((len(cell), GAP_PX, 3), BACKGROUND, np.uint8)
 
 
-def _draw_waveform(image: np.ndarray, waveform: np.ndarray, marks: list[float]) -> None:
+def _render_waveform(image: np.ndarray, waveform: np.ndarray, marks: list[float]) -> None:
     """The waveform's envelope over the whole width of the image, with a line at each mark (0..1)."""
     height, width = image.shape[:2]
     edges = np.linspace(0, len(waveform), width + 1).astype(int)

@@ -17,7 +17,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 from vexpress.errors import InputError
 from vexpress.files import replacing
-from vexpress.media.audio import LAYOUTS, Audio
+from vexpress.media.audio import LAYOUTS, Audio, check_samples
 from vexpress.media.container import Clock, decode_frames, file_start_seconds, media_streams, open_stream
 from vexpress.media.display import EXACT_CONVERSION, shown_size, to_pixels, warn_of_hdr
 
@@ -180,10 +180,12 @@ def write_video(
         Number of frames written.
 
     Raises:
-        InputError: no frames, an odd width or height, or an fps out of range.
+        InputError: no frames, an odd width or height, an fps out of range, or samples that are no sound.
         OSError: the disk is full (ENOSPC) or the file cannot be written.
     """
     fps = frame_rate(fps)
+    if audio is not None:
+        check_samples(audio)
     frames = iter(frames)
     first = next(frames, None)
     if first is None:

@@ -13,6 +13,7 @@ import torch
 
 from vexpress.errors import InputError
 from vexpress.media.audio import MAX_DRIFT_SECONDS, Audio, load_audio, write_audio
+from vexpress.media.video import write_video
 
 SAMPLES = Path(__file__).parents[4] / "shared" / "samples"
 ODD_NAMES = (
@@ -426,3 +427,15 @@ def test_real_clips(caplog, name, rate, num_channels, seconds):
     assert (audio.sampling_rate_hz, len(audio.samples)) == (rate, num_channels)
     assert audio.duration_seconds == pytest.approx(seconds, abs=1e-3)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("value", [1e30, -1e5, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("num_channels", [1, 2, 6])
+def test_samples_that_are_no_sound_are_not_written(tmp_path, value, num_channels):
+    audio = Audio(np.full((num_channels, 16000), value, np.float32), 16000)
+    frames = [np.zeros((32, 32, 3), np.uint8)] * 3
+    writers = [lambda path: write_audio(path, audio), lambda path: write_video(path, frames, 25, audio)]
+    for name, write in (("a.wav", writers[0]), ("a.m4a", writers[0]), ("a.mp4", writers[1])):
+        with pytest.raises(InputError, match="^audio: holds (samples of|NaN or infinite)"):
+            write(tmp_path / name)
+    assert not os.listdir(tmp_path)
