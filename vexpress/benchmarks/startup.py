@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-import vexpress
 from vexpress.benchmarks.measuring import Table, take_turns
 from vexpress.benchmarks.settings import StartupSettings
 from vexpress.errors import InputError
 from vexpress.media.video import read_frames
 
-ROOT = Path(vexpress.__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "vexpress"]
 PASS, DEFAULT_RUN = "python -c pass", "vexpress generate"
 COMMANDS = {
