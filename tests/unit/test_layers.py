@@ -14,7 +14,7 @@ LAYERS = [
     ["vexpress.data", "vexpress.weights"],
     ["vexpress.pipeline", "vexpress.prepare", "vexpress.request", "vexpress.training"],
     ["vexpress.benchmarks", "vexpress.evaluation"],
-    ["vexpress.cli"],
+    ["vexpress.cli", "vexpress.comfyui"],
     ["inference", "scripts", "train", "vexpress.__main__"],
 ]
 """The lowest first. A part imports from lower layers and from itself."""
