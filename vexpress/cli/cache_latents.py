@@ -1,39 +1,42 @@
 """Encodes the frames of clips with the VAE once, as they are and mirrored, so that training need not.
 
-python scripts/prepare_dataset/cache_latents.py --meta_path clips/metadata.json --cache_dir clips/latents
+    vexpress cache-latents --meta_path clips/metadata.json --cache_dir clips/latents
 
 The same command again encodes only what is missing. Train with data.latent_cache_dir and data.crop_ratio=[1,1].
 """
 
-import itertools
 import logging
 import sys
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import safetensors.torch
-import torch
-from diffusers import AutoencoderKL
-from torch import Tensor
-from tqdm import tqdm
-
-from vexpress.cli.parser import ArgumentParser
-from vexpress.data.dataset import LATENT_CACHE_KEYS, latent_cache_path, read_latents_shape
-from vexpress.data.formats import load_metadata
-from vexpress.data.transforms import central_geometry, transform_frames
-from vexpress.devices import DTYPES, resolve_device, resolve_dtype
-from vexpress.diffusion.latents import scale_latents, vae_downsampling
+from vexpress.cli.parser import ArgumentParser, add_options
+from vexpress.cli.program import set_up_logging
 from vexpress.errors import InputError
-from vexpress.files import replacing
-from vexpress.logs import set_up_logging
-from vexpress.media.video import read_frames
+from vexpress.fields import check_fields, option
 from vexpress.model_folder import LAYOUT
-from vexpress.weights import load_vae
+from vexpress.options import DTYPES
 
 logger = logging.getLogger(__name__)
 
 EXIT_FAILURES = 1
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How frames are encoded.
+
+    Raises:
+        InputError: a value is out of bounds.
+    """
+
+    width: int = option(512, "of the frames, as data.train_width", low=8, high=4096, unit="px")
+    height: int = option(512, "of the frames, as data.train_height", low=8, high=4096, unit="px")
+    batch_size: int = option(8, "frames that are encoded together", low=1, high=4096)
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 def parse_arguments() -> Namespace:
@@ -41,62 +44,38 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--meta_path", type=Path, required=True, help="metadata JSON of the clips")
     parser.add_argument("--cache_dir", type=Path, required=True, help="folder to fill; one per VAE and size")
     parser.add_argument("--vae_path", type=Path, default=Path("model_ckpts") / LAYOUT["vae_path"], help="folder")
-    parser.add_argument("--width", type=int, default=512, help="px, as data.train_width")
-    parser.add_argument("--height", type=int, default=512, help="px, as data.train_height")
-    parser.add_argument("--batch_size", type=int, default=8, help="frames that are encoded together")
-    parser.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
-    parser.add_argument("--gpu_id", type=int, default=0)
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="to work in and to write; unset: fp16 on cuda")
+    add_options(parser, Encoding.__dataclass_fields__.values())
+    parser.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: the first of these that is there")
+    parser.add_argument("--gpu_id", type=int, default=0, help="index of the CUDA device")
+    parser.add_argument("--dtype", choices=DTYPES, help="to work in and to write; unset: fp16 on cuda, else fp32")
     return parser.parse_args()
 
 
-@torch.inference_mode()
-def encode_clip(vae: AutoencoderKL, video_path: Path, width: int, height: int, batch_size: int) -> dict[str, Tensor]:
-    """Encodes all frames of a video, as they are and mirrored.
-
-    Returns:
-        LATENT_CACHE_KEYS -> (f c h w) on the CPU, in the VAE's dtype, scaled for diffusion; means of the posterior.
-
-    Raises:
-        InputError: the video cannot be read, or the dtype is too narrow for the VAE.
-    """
-    latents: dict[str, list[Tensor]] = {key: [] for key in LATENT_CACHE_KEYS}
-    frames = (frame for _, frame in read_frames(video_path, "video"))
-    while batch := list(itertools.islice(frames, batch_size)):
-        frame_height, frame_width, _ = batch[0].shape
-        for key, flip in zip(LATENT_CACHE_KEYS, (False, True)):
-            geometry = central_geometry((frame_width, frame_height), (width, height), flip)
-            pixels = transform_frames(np.stack(batch), geometry).to(vae.device, vae.dtype) / 127.5 - 1
-            latents[key].append(scale_latents(vae, vae.encode(pixels).latent_dist.mean).cpu())
-    encoded = {key: torch.cat(parts).contiguous() for key, parts in latents.items()}
-    if not all(tensor.isfinite().all() for tensor in encoded.values()):
-        raise InputError(f"video {video_path}: its latents are not finite; choose another --dtype")
-    return encoded
-
-
-def is_cached(path: Path, latent_size: tuple[int, int]) -> bool:
-    """Whether the file is there, whole and of this height and width."""
-    try:
-        return read_latents_shape(path)[2:] == latent_size
-    except InputError:
-        return False
-
-
 def main() -> None:
+    """Clips -> files of latents; exit code 1 if a clip fails."""
     set_up_logging()
     args = parse_arguments()
+    encoding = Encoding(args.width, args.height, args.batch_size)
+
+    import safetensors.torch
+    from tqdm import tqdm
+
+    from vexpress.data.formats import load_metadata
+    from vexpress.data.latent_cache import encode_clip, is_cached, latent_cache_path
+    from vexpress.devices import resolve_device, resolve_dtype
+    from vexpress.diffusion.latents import vae_downsampling
+    from vexpress.files import replacing
+    from vexpress.weights import load_vae
+
     device = resolve_device(args.device, args.gpu_id)
-    dtype = resolve_dtype(args.dtype or ("fp16" if device.type == "cuda" else "fp32"))
-    if args.batch_size < 1:
-        raise InputError("must be 1 or more", "batch_size", args.batch_size)
     videos = [record.video for record in load_metadata(args.meta_path)]
-    vae = load_vae(args.vae_path, dtype, device)
+    vae = load_vae(args.vae_path, resolve_dtype(args.dtype, device), device)
     downsampling = vae_downsampling(vae)
     for name in ("width", "height"):
-        value = getattr(args, name)
-        if value % downsampling or value < downsampling:
-            raise InputError(f"--{name} {value}: must be a multiple of {downsampling}, the px of a latent")
-    latent_size = (args.height // downsampling, args.width // downsampling)
+        value = getattr(encoding, name)
+        if value % downsampling:
+            raise InputError(f"must be a multiple of {downsampling}, the px of a latent", name, value)
+    latent_size = (encoding.height // downsampling, encoding.width // downsampling)
     try:
         args.cache_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -109,7 +88,7 @@ def main() -> None:
             if is_cached(path, latent_size):
                 num_present += 1
                 continue
-            latents = encode_clip(vae, video_path, args.width, args.height, args.batch_size)
+            latents = encode_clip(vae, video_path, encoding.width, encoding.height, encoding.batch_size)
         except InputError as error:
             num_failed += 1
             logger.error("%s", " ".join(str(error).split()))

@@ -6,24 +6,22 @@ a position in the training data is a single number.
 """
 
 import functools
-import hashlib
 import itertools
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from vexpress.audio_features import audio_windows
 from vexpress.data.config import DataConfig
-from vexpress.data.formats import ClipRecord, load_audio_embeds, load_face_info, load_metadata
+from vexpress.data.formats import ClipRecord, audio_length_problem, load_audio_embeds, load_face_info, load_metadata
+from vexpress.data.latent_cache import latent_cache_path, load_latents, read_latents_shape
 from vexpress.data.transforms import (
     central_geometry,
     lip_corners,
@@ -45,20 +43,18 @@ logger = logging.getLogger(__name__)
 MAX_COUNT_DIFFERENCE = 2
 """Decoders disagree about the last frames of some files; more frames without face info are another clip's."""
 NUM_NAMED_CLIPS = 20  # in a message
-LATENT_CACHE_KEYS = ("latents", "mirrored")
-"""Tensors (f c h w) of a cache file: of the frames as they are and mirrored."""
 ORDER_STREAM, SAMPLE_STREAM = 0, 1  # of random numbers
 
 
 @dataclass(frozen=True)
 class _Clip:
-    """What of a clip stays in memory: some 40 bytes per frame.
+    """What stays in memory of a clip: some 40 bytes per frame.
 
     Attributes:
         record: the clip's row of the metadata.
         frame_size: width and height in px.
         num_video_frames: as many as the audio spans.
-        num_frames: as many as have face info, too; these can be drawn.
+        num_frames: as many as have face info, too; samples are taken from these.
         audio_dim: width of a hidden state.
         kps: (num_frames 3 2) float32 px.
         lip_corners: (num_frames 2 2) float32 px.
@@ -76,10 +72,10 @@ class _Clip:
 
 
 class TalkingFaceDataset(Dataset):
-    """Draws training samples from clips; `len` is the number of clips, an epoch has one sample of each.
+    """Random training samples from clips; `len` is the number of clips, an epoch has one sample of each.
 
-    `dataset[n]` is defined for each n >= 0 and always the same; let `SampleStream` choose the numbers. A sample is a
-    dictionary, f frames of h w latents or H W px, that torch's default collation takes:
+    `dataset[n]` is defined for each n >= 0 and always the same; `SampleStream` chooses the numbers. A sample is a
+    dictionary, with f frames of h w latents or H W px, which torch's default collation accepts:
 
         pixel_values: (3 f H W) float32, -1..1.
         reference_image: (3 H W) float32, -1..1.
@@ -94,10 +90,10 @@ class TalkingFaceDataset(Dataset):
     the place of the pixels, and the crop is the frame's central square.
 
     A clip is left out, with the reason in `rejected`, if its files cannot be read, its face info and video differ by
-    more than `MAX_COUNT_DIFFERENCE` frames (else the smaller number is used), keypoints, landmarks or hidden states are
-    not finite, or it is too short for `num_frames` and a reference frame `reference_margin` away from all of them.
-    Of a video, only the first frame is decoded for this; a row's `num_frames` is believed, and without it packets are
-    counted.
+    more than `MAX_COUNT_DIFFERENCE` frames (else the smaller number is used), its hidden states and video differ in
+    length, keypoints, landmarks or hidden states are not finite, or it is too short for `num_frames` and a reference
+    frame `reference_margin` away from all of them. Only the first frame of a video is decoded for this; a row's
+    `num_frames` is trusted, and without it packets are counted.
 
     Args:
         config: what samples are made of.
@@ -109,7 +105,7 @@ class TalkingFaceDataset(Dataset):
         rejected: name of the video and reason, of each clip left out.
 
     Raises:
-        InputError: no metadata, malformed metadata, no clip that can serve, or hidden states of a wrong width; when a
+        InputError: no metadata, malformed metadata, no usable clip, or hidden states of a wrong width; when a
             sample is read, a video that is not what it was or is damaged.
     """
 
@@ -166,7 +162,7 @@ class TalkingFaceDataset(Dataset):
             sample = {"pixel_values": pixels[:, :-1], "reference_image": pixels[:, -1]}
         else:
             geometry = central_geometry(clip.frame_size, size, random_flip(rng, config.flip_rate))
-            latents = _load_latents(clip.latents_path, [*frame_ids, reference_id], geometry.flip)
+            latents = load_latents(clip.latents_path, [*frame_ids, reference_id], geometry.flip)
             sample = {"latents": rearrange(latents[:-1], "f c h w -> c f h w"), "reference_latents": latents[-1]}
 
         kps = transform_kps(clip.kps[frame_ids], geometry)
@@ -211,11 +207,11 @@ def num_frames_spanned(num_frames: int, sample_rate: int) -> int:
 def random_frame_ids(
     rng: np.random.Generator, num_clip_frames: int, num_frames: int, sample_rate: int, reference_margin: int
 ) -> tuple[np.ndarray, int]:
-    """Draws the frames of a sample and its reference frame, uniformly from all that are allowed.
+    """Chooses the frames of a sample and its reference frame, uniformly from all that are allowed.
 
     Args:
         rng: two numbers are taken from it.
-        num_clip_frames: to draw from; at least `num_frames_spanned` and `reference_margin` together.
+        num_clip_frames: to choose from; at least `num_frames_spanned` and `reference_margin` together.
         num_frames: of the sample.
         sample_rate: distance between them.
         reference_margin: least distance of the reference from the first or last of them, outside of which it lies.
@@ -231,45 +227,6 @@ def random_frame_ids(
     distance = np.maximum(first - frames, frames - (first + span - 1)).clip(0)
     reference = rng.choice(frames[distance >= reference_margin])
     return first + sample_rate * np.arange(num_frames), int(reference)
-
-
-def latent_cache_path(cache_dir: str | os.PathLike, video_path: str | os.PathLike) -> Path:
-    """Names the file of a video's cached latents; another place or size of the video gives another name.
-
-    Raises:
-        InputError: there is no such video.
-    """
-    video_path = Path(video_path).resolve()
-    try:
-        num_bytes = video_path.stat().st_size
-    except OSError as error:
-        raise InputError(f"video {video_path}: cannot be read ({error.strerror})") from error
-    key = os.fsencode(video_path) + b"|" + str(num_bytes).encode()
-    return Path(cache_dir) / f"{hashlib.sha256(key).hexdigest()[:32]}.safetensors"
-
-
-def read_latents_shape(path: str | os.PathLike) -> tuple[int, int, int, int]:
-    """Reads the shape (f c h w) of cached latents.
-
-    Raises:
-        InputError: the file is missing or damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {tuple(file.get_slice(key).get_shape()) for key in LATENT_CACHE_KEYS}
-            [shape] = shapes
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(
-            f"cached latents {path}: missing or damaged; make them with scripts/prepare_dataset/cache_latents.py"
-        ) from error
-    return shape
-
-
-def _load_latents(path: Path, frame_ids: Sequence[int], flip: bool) -> Tensor:
-    """(f c h w) float32, of these frames."""
-    with safe_open(path, framework="pt") as file:
-        latents = file.get_slice(LATENT_CACHE_KEYS[flip])
-        return torch.cat([latents[int(i) : int(i) + 1] for i in frame_ids]).float()
 
 
 @functools.lru_cache(maxsize=2)
@@ -294,10 +251,10 @@ def _check_config(config: DataConfig, latent_downsampling: int) -> None:
 
 
 def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int) -> _Clip:
-    """Looks whether a clip can serve.
+    """Checks that a clip is usable, and reads what stays in memory.
 
     Raises:
-        InputError: it cannot; says why.
+        InputError: it is not; says why.
     """
     info = probe_video(record.video, "video")
     num_video_frames = record.num_frames or count_frames(record.video)
@@ -324,6 +281,9 @@ def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int
             f"has {num_frames} frames, needed are {num_needed} for data.num_frames={config.num_frames}, "
             f"data.sample_rate={config.sample_rate} and data.reference_margin={config.reference_margin}"
         )
+    seconds = record.duration or float(num_video_frames / info.fps)
+    if problem := audio_length_problem(len(hidden_states), seconds):
+        raise InputError(f"audio_embeds {record.audio_embeds}: {problem}; extract them again")
     latents_path = None
     if config.latent_cache_dir is not None:
         latents_path = latent_cache_path(config.latent_cache_dir, record.video)

@@ -1,9 +1,8 @@
 """Files of a data set: metadata, face info and audio hidden states, in the released formats and in ours."""
 
 import json
-import math
 import os
-import pickle
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from vexpress.data.arrays import as_path, checked_path, float_array, float_item, read_file, readable_path
 from vexpress.errors import InputError
 from vexpress.files import replacing
-from vexpress.media.keypoints import NUMPY_SAFE_GLOBALS
 
 FACE_INFO_SUFFIXES = (".npz", ".pt", ".pth")
 AUDIO_EMBEDS_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 FACE_SHAPES = {"bbox": (4,), "kps": (5, 2), "landmark_2d_106": (106, 2), "det_score": ()}
 AUDIO_EMBEDS_KEY = "global_embeds"  # the released name
+STATES_PER_SECOND = 50  # of wav2vec2: 16000 Hz / 320 samples
+MAX_AUDIO_ERROR_SECONDS = 0.2  # AAC pads by up to 0.13 s at 16 kHz
 NUM_NAMED_FRAMES = 5  # in a message
 
 
@@ -59,13 +60,13 @@ def load_face_info(path: str | os.PathLike) -> FaceInfo:
     Raises:
         InputError: missing, damaged, unsafe, of wrong shapes, without frames, or frames with no face or several.
     """
-    path = _readable_path(path, "face_info", FACE_INFO_SUFFIXES)
-    content = _read(path, "face_info")
+    path = readable_path(path, "face_info", FACE_INFO_SUFFIXES)
+    content = read_file(path, "face_info")
     if path.suffix.lower() != ".npz":
         content = _columns(path, content)
     arrays = {}
     for name, shape in FACE_SHAPES.items():
-        arrays[name] = _float_array(content.get(name))
+        arrays[name] = float_array(content.get(name))
         if arrays[name].shape[1:] != shape or arrays[name].ndim == 0:
             raise InputError(
                 f"face_info {path}: {name} of a frame has shape {arrays[name].shape[1:]}, needed is {shape}; "
@@ -73,7 +74,9 @@ def load_face_info(path: str | os.PathLike) -> FaceInfo:
             )
     embedding = content.get("embedding")
     if embedding is not None:
-        arrays["embedding"] = _float_array(embedding)
+        arrays["embedding"] = float_array(embedding)
+        if arrays["embedding"].ndim != 2:
+            raise InputError(f"face_info {path}: embedding is no vector per frame; extract it again")
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1 or 0 in lengths.values():
         raise InputError(f"face_info {path}: holds no frames, or not all of each: {lengths}; extract it again")
@@ -97,14 +100,6 @@ def _columns(path: Path, frames: Any) -> dict[str, list]:
     return {name: [face[name] for face in faces] for name in names}
 
 
-def _float_array(values: Any) -> np.ndarray:
-    """Stacks numbers, arrays or tensors; what cannot be stacked becomes an array of no dimension."""
-    try:
-        return np.array([np.asarray(value, np.float32) for value in values], np.float32)
-    except (TypeError, ValueError):
-        return np.empty((), np.float32)
-
-
 def save_face_info(path: str | os.PathLike, info: FaceInfo) -> None:
     """Writes face info by suffix: `.npz`, or `.pt` / `.pth` in the released structure.
 
@@ -114,7 +109,7 @@ def save_face_info(path: str | os.PathLike, info: FaceInfo) -> None:
     Raises:
         InputError: any other suffix.
     """
-    path = _checked_path(path, "face_info", FACE_INFO_SUFFIXES)
+    path = checked_path(path, "face_info", FACE_INFO_SUFFIXES)
     arrays = {name: getattr(info, name) for name in (*FACE_SHAPES, "embedding")}
     arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items() if array is not None}
     with replacing(path) as temporary:
@@ -137,8 +132,8 @@ def load_audio_embeds(path: str | os.PathLike) -> Tensor:
     Raises:
         InputError: missing, damaged, unsafe, or without such states.
     """
-    path = _readable_path(path, "audio_embeds", AUDIO_EMBEDS_SUFFIXES)
-    content = _read(path, "audio_embeds")
+    path = readable_path(path, "audio_embeds", AUDIO_EMBEDS_SUFFIXES)
+    content = read_file(path, "audio_embeds")
     value = content.get(AUDIO_EMBEDS_KEY) if isinstance(content, dict) else None
     shape = tuple(getattr(value, "shape", ()))
     if len(shape) == 3 and shape[1] == 1:
@@ -147,7 +142,23 @@ def load_audio_embeds(path: str | os.PathLike) -> Tensor:
         raise InputError(
             f"audio_embeds {path}: {AUDIO_EMBEDS_KEY} has shape {shape}, needed is (m d) or (m 1 d); extract it again"
         )
-    return torch.as_tensor(value).detach().float()
+    try:
+        return torch.from_numpy(float_item(value))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"audio_embeds {path}: {AUDIO_EMBEDS_KEY} holds no numbers; extract it again") from error
+
+
+def audio_length_problem(num_states: int, seconds: float) -> str | None:
+    """Says in what hidden states differ from the frames' time, if they do; None if they fit.
+
+    Args:
+        num_states: steps of the audio encoder.
+        seconds: that the clip's frames last.
+    """
+    audio_seconds = num_states / STATES_PER_SECOND
+    if abs(audio_seconds - seconds) <= MAX_AUDIO_ERROR_SECONDS:
+        return None
+    return f"audio_embeds: {num_states} states are {audio_seconds:.2f} s, the frames last {seconds:.2f} s"
 
 
 def save_audio_embeds(path: str | os.PathLike, embeds: Tensor) -> None:
@@ -156,7 +167,7 @@ def save_audio_embeds(path: str | os.PathLike, embeds: Tensor) -> None:
     Raises:
         InputError: any other suffix.
     """
-    path = _checked_path(path, "audio_embeds", AUDIO_EMBEDS_SUFFIXES)
+    path = checked_path(path, "audio_embeds", AUDIO_EMBEDS_SUFFIXES)
     embeds = embeds.detach().float().cpu().contiguous()
     with replacing(path) as temporary:
         if path.suffix.lower() == ".safetensors":
@@ -190,6 +201,7 @@ class ClipRecord:
 NEEDED_PATH_KEYS = ("video", "face_info", "audio_embeds")
 PATH_KEYS = (*NEEDED_PATH_KEYS, "audio")
 NUMBER_KEYS = ("duration", "fps", "num_frames")
+MAX_NUMBER = 1e9  # of seconds or frames: 30 years, or one
 
 
 def load_metadata(path: str | os.PathLike) -> list[ClipRecord]:
@@ -201,12 +213,12 @@ def load_metadata(path: str | os.PathLike) -> list[ClipRecord]:
     Raises:
         InputError: missing, not JSON, or not such a list; names the row, counted from 1.
     """
-    path = Path(path)
+    path = as_path(path, "metadata")
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"metadata {path}: cannot be read ({error.strerror}); give a metadata file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"metadata {path}: is not valid JSON ({error})") from error
     if not isinstance(rows, list):
         raise InputError(f"metadata {path}: holds a {type(rows).__name__}; needed is a list of rows")
@@ -222,14 +234,29 @@ def _parse_row(row: Any, folder: Path, where: str) -> ClipRecord:
     values = {key: row[key] for key in (*PATH_KEYS, *NUMBER_KEYS) if row.get(key) is not None}
     for key, value in values.items():
         if key in PATH_KEYS:
-            if not isinstance(value, str) or not value:
-                raise InputError(f'{where}: "{key}" is {json.dumps(value)}; needed is the path of a file')
+            if not isinstance(value, str) or not _is_path(value):
+                raise InputError(f'{where}: "{key}" is {_shown(value)}; needed is the path of a file')
             values[key] = folder / value
         else:
             kinds = int if key == "num_frames" else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
-                raise InputError(f'{where}: "{key}" is {json.dumps(value)}; needed is a positive number')
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < MAX_NUMBER:
+                raise InputError(f'{where}: "{key}" is {_shown(value)}; needed is a positive number')
     return ClipRecord(**values)
+
+
+def _is_path(text: str) -> bool:
+    """Whether the system could have a file of this name."""
+    try:
+        return b"\0" not in os.fsencode(text) and text != ""
+    except UnicodeEncodeError:  # half a character
+        return False
+
+
+def _shown(value: Any) -> str:
+    try:
+        return textwrap.shorten(json.dumps(value), 80)
+    except RecursionError:
+        return f"a {type(value).__name__}"
 
 
 def save_metadata(path: str | os.PathLike, records: Sequence[ClipRecord]) -> None:
@@ -251,36 +278,3 @@ def save_metadata(path: str | os.PathLike, records: Sequence[ClipRecord]) -> Non
 def _relative(path: Path, folder: Path) -> str:
     path = path.parent.resolve() / path.name  # a link stays one
     return os.fspath(path.relative_to(folder) if path.is_relative_to(folder) else path)
-
-
-# ---- reading -------------------------------------------------------------------------------------------------------
-
-
-def _checked_path(path: str | os.PathLike, key: str, suffixes: tuple[str, ...]) -> Path:
-    path = Path(path)
-    if path.suffix.lower() not in suffixes:
-        raise InputError(f"{key} {path}: such files end in {', '.join(suffixes)}")
-    return path
-
-
-def _readable_path(path: str | os.PathLike, key: str, suffixes: tuple[str, ...]) -> Path:
-    path = _checked_path(path, key, suffixes)
-    if not path.is_file():
-        raise InputError(f"{key} {path}: {'is a folder' if path.is_dir() else 'does not exist'}")
-    return path
-
-
-def _read(path: Path, key: str) -> Any:
-    """What the file holds; of a pickle only what tensors and numpy arrays consist of."""
-    try:
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        if path.suffix.lower() == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals(NUMPY_SAFE_GLOBALS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the readers raise anything at all on damaged files, each of its own
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise InputError(f"{key} {path}: refused, since it holds Python objects that can run code") from error
-        raise InputError(f"{key} {path}: is damaged ({type(error).__name__}); extract it again") from error

@@ -1,7 +1,7 @@
 """The geometry of one sample: a crop, resized and perhaps mirrored, the same for pixels, points and lip mask.
 
 Coordinates are in px; pixel i covers i to i + 1, so that the pixel of a point is its coordinate rounded down (as
-V-Kps are drawn) and a picture of width w mirrors x to w - x.
+V-Kps are rendered) and a picture of width w mirrors x to w - x.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def random_geometry(
     crop_ratio: tuple[float, float],
     flip_rate: float,
 ) -> Geometry:
-    """Draws a crop and a flip: of a width to height drawn log-uniformly, as large as fits, anywhere.
+    """Chooses a crop and a flip: of a log-uniform width / height, as large as fits, anywhere.
 
     Args:
         rng: four numbers are taken from it.
@@ -59,7 +59,7 @@ def random_geometry(
 
 
 def random_flip(rng: np.random.Generator, flip_rate: float) -> bool:
-    """Draws whether to mirror, with probability `flip_rate`; takes one number from `rng`."""
+    """Chooses whether to mirror, with probability `flip_rate`; takes one number from `rng`."""
     return bool(rng.random() < flip_rate)
 
 
@@ -133,7 +133,7 @@ def scaled_box(corners: np.ndarray, scale: float) -> np.ndarray:
 
 
 def render_lip_mask(box: np.ndarray, height: int, width: int, downsampling: int) -> Tensor:
-    """Draws the mask of the lips on the grid of latents.
+    """Renders the mask of the lips on the grid of latents.
 
     A latent that the box touches counts in full: it carries pixels of the mouth, and however small the lips are, the
     mask is not empty unless the box is outside of the frame.

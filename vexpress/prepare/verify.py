@@ -9,15 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from vexpress.data.formats import PATH_KEYS, ClipRecord, FaceInfo, load_audio_embeds, load_face_info
+from vexpress.data.formats import (
+    MAX_AUDIO_ERROR_SECONDS,
+    PATH_KEYS,
+    ClipRecord,
+    FaceInfo,
+    audio_length_problem,
+    load_audio_embeds,
+    load_face_info,
+)
 from vexpress.data.transforms import lip_corners
 from vexpress.errors import InputError
 from vexpress.media.container import decode_frames, open_stream
 from vexpress.media.video import VideoInfo, probe_video
 
 FIELD = "video"
-STATES_PER_SECOND = 50  # of wav2vec2: 16000 Hz / 320 samples
-MAX_AUDIO_ERROR_SECONDS = 0.2  # AAC pads by up to 0.13 s at 16 kHz
 TABLE_HEADER = f"{'':4}  {'frames':>6}  {'fps':>6}  {'states':>6}  {'width':>5}  clip"
 
 
@@ -154,12 +160,8 @@ def find_length_problems(report: ClipReport, duration: float | None, seconds: fl
     problems = []
     if duration is not None and abs(duration - seconds) > MAX_AUDIO_ERROR_SECONDS:
         problems.append(f"duration: the metadata says {duration:.2f} s, the frames last {seconds:.2f} s")
-    if report.num_states is not None:
-        audio_seconds = report.num_states / STATES_PER_SECOND
-        if abs(audio_seconds - seconds) > MAX_AUDIO_ERROR_SECONDS:
-            problems.append(
-                f"audio_embeds: {report.num_states} states are {audio_seconds:.2f} s, the frames last {seconds:.2f} s"
-            )
+    if report.num_states is not None and (problem := audio_length_problem(report.num_states, seconds)):
+        problems.append(problem)
     return problems
 
 

@@ -84,13 +84,10 @@ class Trainer:
             half_frozen(self.networks, self.dtype)
         self.vae = load_vae(config.vae_model_path, self.dtype, self.accelerator.device, "vae_model_path")
         self.vae.requires_grad_(False)
-        unet_config = self.networks.denoising_unet.config
-        if self.vae.config.latent_channels != unet_config.in_channels:
-            problem = f"has {self.vae.config.latent_channels} latent channels, the UNet takes {unet_config.in_channels}"
+        num_channels = self.networks.denoising_unet.config.in_channels
+        if self.vae.config.latent_channels != num_channels:
+            problem = f"has {self.vae.config.latent_channels} latent channels, the UNet takes {num_channels}"
             raise InputError(problem, "vae_model_path", config.vae_model_path)
-        if config.data.num_frames > unet_config.motion_max_seq_length:
-            problem = f"the UNet's motion_max_seq_length is {unet_config.motion_max_seq_length}"
-            raise InputError(problem, "data.num_frames", config.data.num_frames)
         self.objective = build_objective(config, self.accelerator.device)
 
     def _build_data(self) -> None:
@@ -98,6 +95,10 @@ class Trainer:
         self.validation_set = self.dataset
         if self.config.validation.meta_paths:
             self.validation_set = self._build_dataset(self.config.validation.meta_paths)
+        most_frames = self.networks.denoising_unet.config.motion_max_seq_length
+        if self.config.data.num_frames > most_frames:
+            problem = f"the UNet's motion_max_seq_length is {most_frames}"
+            raise InputError(problem, "data.num_frames", self.config.data.num_frames)
 
     def _build_dataset(self, meta_paths: list[str]) -> TalkingFaceDataset:
         return TalkingFaceDataset(

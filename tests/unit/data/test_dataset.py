@@ -19,13 +19,7 @@ from vexpress.audio_features import audio_windows
 from vexpress.cli import cache_latents as cache_latents_program
 from vexpress.cli.program import EXIT_BAD_INPUT, run_program
 from vexpress.data.config import DataConfig
-from vexpress.data.dataset import (
-    LATENT_CACHE_KEYS,
-    SampleStream,
-    TalkingFaceDataset,
-    random_frame_ids,
-    latent_cache_path,
-)
+from vexpress.data.dataset import SampleStream, TalkingFaceDataset, random_frame_ids
 from vexpress.data.formats import (
     ClipRecord,
     load_audio_embeds,
@@ -34,6 +28,7 @@ from vexpress.data.formats import (
     save_face_info,
     save_metadata,
 )
+from vexpress.data.latent_cache import LATENT_CACHE_KEYS, latent_cache_path
 from vexpress.data.transforms import lip_mask_box
 from vexpress.diffusion.latents import scale_latents
 from vexpress.errors import InputError
@@ -257,7 +252,7 @@ def break_embeds(record: ClipRecord) -> None:
 
 
 BAD_CLIPS: dict[str, tuple[Callable[[ClipRecord], None], str]] = {
-    "no video": (lambda record: record.video.unlink(), r"video \S*clip\.mp4: cannot be read"),
+    "no video": (lambda record: record.video.unlink(), r"video=\S*clip\.mp4: cannot be read"),
     "unreadable video": (
         lambda record: record.video.write_bytes(b"no video" * 99),
         r"clip\.mp4: FFmpeg cannot read it",
@@ -268,6 +263,10 @@ BAD_CLIPS: dict[str, tuple[Callable[[ClipRecord], None], str]] = {
     "NaN landmarks": (break_landmarks, r"landmark_2d_106 of 1 frames is not finite, the first is frame 7"),
     "damaged embeds": (lambda record: record.audio_embeds.write_bytes(b"x"), r"audio_embeds \S* is damaged"),
     "infinite embeds": (break_embeds, r"audio_embeds \S*: not all values are finite"),
+    "short embeds": (
+        lambda record: save_audio_embeds(record.audio_embeds, load_audio_embeds(record.audio_embeds)[:60]),
+        r"audio_embeds \S*: .*60 states are 1.20 s, the frames last 2.40 s",
+    ),
     "short": (lambda record: write_clip(record.video.parent, num_frames=23), "has 23 frames, needed are 24"),
 }
 

@@ -12,6 +12,7 @@ from tests.clips import make_face_info
 from vexpress.data.formats import (
     ClipRecord,
     FaceInfo,
+    audio_length_problem,
     load_audio_embeds,
     load_face_info,
     load_metadata,
@@ -263,3 +264,108 @@ def test_real_released_files(tmp_path):
     assert load_audio_embeds(TRAINING_CLIP / "aud_embeds.pt").shape == (102, 768)
     save_face_info(tmp_path / "again.npz", info)
     assert_same(load_face_info(tmp_path / "again.npz"), info)
+
+
+# Files as attackers and accidents make them ---------------------------------------------------------------------------
+ODD_TENSORS = {
+    "complex": torch.zeros(8, 24, dtype=torch.complex64),
+    "quantized": torch.quantize_per_tensor(torch.zeros(8, 24), 1.0, 0, torch.quint8),
+    "sparse": torch.eye(8).to_sparse(),
+    "meta": torch.empty(8, 24, device="meta"),
+    "a terabyte in four bytes": torch.zeros(1, 1).expand(2**36, 4),
+    "text": "text",
+    "nothing": None,
+    "lists in lists": [[[0.0]]],
+    "no dimension": torch.zeros(()),
+    "no values": torch.zeros(0, 24),
+}
+
+
+@pytest.mark.parametrize("value", ODD_TENSORS.values(), ids=ODD_TENSORS)
+def test_odd_values_are_refused(tmp_path, face_info, value):
+    frames = released_frames(face_info)
+    frames[2][0]["kps"] = value
+    torch.save(frames, tmp_path / "odd.pt")
+    with pytest.raises(InputError, match=r"odd\.pt"):
+        load_face_info(tmp_path / "odd.pt")
+    torch.save({"global_embeds": value}, tmp_path / "odd.pt")
+    with pytest.raises(InputError, match=r"odd\.pt: global_embeds"):
+        load_audio_embeds(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.int32, torch.uint16])
+def test_other_number_types_are_read_as_what_they_are(tmp_path, dtype):
+    states = torch.arange(6).reshape(3, 2).to(dtype)
+    torch.save({"global_embeds": states}, tmp_path / "a.pt")
+    assert load_audio_embeds(tmp_path / "a.pt").tolist() == [[0, 1], [2, 3], [4, 5]]
+    torch.save({"global_embeds": torch.ones(3, 2, requires_grad=True)}, tmp_path / "a.pt")
+    assert not load_audio_embeds(tmp_path / "a.pt").requires_grad
+    np.savez(tmp_path / "a.npz", global_embeds=np.ones((3, 2), ">f4"))
+    assert load_audio_embeds(tmp_path / "a.npz").sum() == 6
+
+
+def test_face_info_cannot_grow_in_memory(tmp_path, face_info):
+    """Frames that all refer to one large array would take its size times their number."""
+    frames = released_frames(face_info)
+    large = np.zeros(2**18, np.float32)
+    torch.save([[{**faces[0], "kps": large}] for faces in frames * 1000], tmp_path / "large.pt")
+    with pytest.raises(InputError, match="kps of a frame has shape"):
+        load_face_info(tmp_path / "large.pt")
+    np.savez_compressed(tmp_path / "bomb.npz", kps=np.zeros(2**26, np.float32))
+    with pytest.raises(InputError, match=r"bomb\.npz: unpacks to 256 MiB"):
+        load_face_info(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize("load", [load_face_info, load_audio_embeds])
+def test_damaged_files_are_one_line(tmp_path, face_info, load):
+    save_face_info(tmp_path / "face.pt", face_info)
+    save_audio_embeds(tmp_path / "audio.pt", torch.zeros(9, 4))
+    save_audio_embeds(tmp_path / "audio.npz", torch.zeros(9, 4))
+    for path in sorted(tmp_path.iterdir()):
+        whole = path.read_bytes()
+        for content in (b"", b"a text, not weights\n", whole[: len(whole) // 2], whole[:-3], whole[::-1]):
+            broken = tmp_path / f"broken{path.suffix}"
+            broken.write_bytes(content)
+            with pytest.raises(InputError, match="broken") as caught:
+                load(broken)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("load", [load_face_info, load_audio_embeds, load_metadata])
+@pytest.mark.parametrize("path", [None, 3, b"bytes", ["a"]])
+def test_what_is_no_path_is_named(load, path):
+    with pytest.raises(InputError, match="must be a path"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"video": ["a"]}, '"video" is'),
+        ({"video": {"a": 1}}, '"video" is'),
+        ({"video": "a\0b"}, '"video" is'),
+        ({"video": "\ud800"}, '"video" is'),
+        ({"num_frames": 10**400}, '"num_frames" is'),
+        ({"num_frames": 3.0}, '"num_frames" is'),
+        ({"fps": -1}, '"fps" is'),
+        ({"duration": float("inf")}, '"duration" is'),
+    ],
+)
+def test_odd_metadata_is_named(tmp_path, change, message):
+    row = {"video": "a.mp4", "face_info": "a.npz", "audio_embeds": "a.pt"}
+    (tmp_path / "m.json").write_text(json.dumps([{**row, **change}]))
+    with pytest.raises(InputError, match=message) as caught:
+        load_metadata(tmp_path / "m.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_json_nested_a_million_deep_is_one_line(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 10**6)
+    with pytest.raises(InputError, match=r"deep\.json: is not valid JSON"):
+        load_metadata(tmp_path / "deep.json")
+
+
+def test_audio_states_span_the_clip():
+    assert audio_length_problem(149, 3.0) is None  # wav2vec2 makes one state fewer
+    assert "49 states are 0.98 s, the frames last 3.00 s" in audio_length_problem(49, 3.0)
+    assert audio_length_problem(300, 3.0)

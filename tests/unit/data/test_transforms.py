@@ -8,10 +8,10 @@ from tests.tiny import recorded
 from vexpress.data.transforms import (
     Geometry,
     central_geometry,
-    random_geometry,
-    render_lip_mask,
     lip_corners,
     lip_mask_box,
+    random_geometry,
+    render_lip_mask,
     scaled_box,
     transform_frames,
     transform_kps,

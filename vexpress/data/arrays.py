@@ -1,0 +1,117 @@
+"""Numbers from files that are not trusted: no code in a file is run, and a small file takes little memory."""
+
+import os
+import pickle
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from vexpress.errors import InputError
+from vexpress.media.archives import check_unpacked_size
+from vexpress.media.keypoints import NUMPY_SAFE_GLOBALS
+
+MIN_UNPACKED_BYTES, MAX_COMPRESSION = 2**26, 100  # what a file may always unpack to, and how much more than its size
+MAX_NUMBERS_PER_FRAME = 2**16
+
+
+def as_path(path: str | os.PathLike, key: str) -> Path:
+    """Checks that an argument is a path; `key` is its name in messages.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError("must be a path", key, textwrap.shorten(repr(path), 80))
+    return Path(path)
+
+
+def checked_path(path: str | os.PathLike, key: str, suffixes: tuple[str, ...]) -> Path:
+    """Checks that a path has one of these suffixes.
+
+    Raises:
+        InputError: it has another one, or is no path.
+    """
+    path = as_path(path, key)
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"{key} {path}: such files end in {', '.join(suffixes)}")
+    return path
+
+
+def readable_path(path: str | os.PathLike, key: str, suffixes: tuple[str, ...]) -> Path:
+    """Checks that a path is that of a file, with one of these suffixes.
+
+    Raises:
+        InputError: it is not.
+    """
+    path = checked_path(path, key, suffixes)
+    if not path.is_file():
+        raise InputError(f"{key} {path}: {'is a folder' if path.is_dir() else 'does not exist'}")
+    return path
+
+
+def read_file(path: Path, key: str) -> Any:
+    """Reads `.npz`, `.safetensors` or a PyTorch file; of its pickle only what tensors and numpy arrays consist of.
+
+    Raises:
+        InputError: damaged, refused, or a small archive that unpacks to much.
+    """
+    try:
+        check_unpacked_size(path, key, max(MIN_UNPACKED_BYTES, MAX_COMPRESSION * path.stat().st_size))
+        if path.suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        if path.suffix.lower() == ".safetensors":
+            return safetensors.torch.load_file(path)
+        with torch.serialization.safe_globals(NUMPY_SAFE_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # the readers raise anything at all on damaged files, each of its own
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise InputError(f"{key} {path}: refused, since it holds Python objects that can run code") from error
+        raise InputError(f"{key} {path}: is damaged ({type(error).__name__}); extract it again") from error
+
+
+def float_array(values: Any) -> np.ndarray:
+    """Stacks numbers, arrays or tensors, one per frame; what cannot be stacked becomes an array of no dimension."""
+    try:
+        items = [float_item(value) for value in values]
+        if max((item.size for item in items), default=0) > MAX_NUMBERS_PER_FRAME:
+            raise ValueError("too large")  # all frames may refer to the same one
+        return np.array(items, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        return np.empty((), np.float32)
+
+
+def float_item(value: Any) -> np.ndarray:
+    """Converts a number, a list of numbers, or an array or tensor of real numbers to float32.
+
+    Raises:
+        TypeError: anything else, such as lists in lists, which may hold one another many times over.
+    """
+    if isinstance(value, Tensor):
+        value = _plain_tensor(value).numpy()
+    elif isinstance(value, list | tuple) and not all(isinstance(item, int | float | np.number) for item in value):
+        raise TypeError("a list of other things than numbers")
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"holds {array.dtype}")
+    return array.astype(np.float32, copy=False)
+
+
+def _plain_tensor(tensor: Tensor) -> Tensor:
+    """A tensor as float32.
+
+    Raises:
+        TypeError: it is complex, quantized, sparse or meta, or has fewer values in the file than its shape says.
+    """
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        raise TypeError("is no plain tensor")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a few bytes may claim terabytes
+        raise TypeError("repeats its values")
+    return tensor.detach().float()
