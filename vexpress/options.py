@@ -18,7 +18,9 @@ GUIDANCE = ("all", "audio")
 SCHEDULERS = ("ddim", "dpmsolver++", "unipc", "lcm", "euler")
 DTYPES = ("fp16", "bf16", "fp32")
 STAGES = ("stage_1", "stage_2", "stage_3")
-RETARGET_STRATEGIES = ("fix_face", "no_retarget", "offset_retarget", "naive_retarget")
+RELEASED_STRATEGIES = ("fix_face", "no_retarget", "offset_retarget", "naive_retarget")
+RETARGET_STRATEGIES = (*RELEASED_STRATEGIES, "relative_retarget", "auto")
+MOTIONS = ("still", "natural")
 FACE_MODELS = ("insightface", "mtcnn")
 KPS_EXTEND = ("loop", "stretch", "hold")
 
@@ -167,9 +169,28 @@ class MotionOptions:
     retarget_strategy: str | None = option(
         None,
         "fix_face: a still head; no_retarget: the keypoints as they are; the others: those of another person, see "
-        "docs/inference.md; unset: fix_face, or with kps_path no_retarget",
+        "docs/inference.md; auto: no_retarget or relative_retarget, by how much the faces differ; unset: auto, or "
+        "without kps_path fix_face",
         choices=RETARGET_STRATEGIES,
         type=str,
+    )
+    kps_smoothing: float = option(
+        1.0, "strength of relative_retarget's smoothing against a detector's noise; 0 is off", low=0, high=10
+    )
+    motion: str | None = option(
+        None,
+        "how the head moves without kps_path: still, or natural, made from the speech; unset: natural if the model can",
+        choices=MOTIONS,
+        type=str,
+    )
+    motion_strength: float = option(1.0, "of natural motion; 1 moves as the training data do", low=0, high=3)
+    face_models: str | None = option(
+        None,
+        "what finds the face: insightface's models, or mtcnn, which comes with the package; unset: insightface if the "
+        "model folder has it",
+        choices=FACE_MODELS,
+        type=str,
+        advanced=True,
     )
     kps_extend: str = option(
         "loop", "what to do if the keypoints end before the audio", choices=KPS_EXTEND, advanced=True
