@@ -15,15 +15,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vexpress.audio_features import encode_audio
 from vexpress.data.formats import load_face_info
 from vexpress.errors import InputError
 from vexpress.media.audio import Audio, load_audio
-from vexpress.media.faces import FaceAnalyzer, head_and_shoulders_box
+from vexpress.media.faces import FaceDetector, head_and_shoulders_box
 from vexpress.media.images import load_image
 from vexpress.media.keypoints import KpsSequence, fit_to_clip, load_kps, retarget
 from vexpress.media.random_access import count_frames, read_frames_at
+from vexpress.media.retargeting import choose_strategy, move_face, relative_retarget
 from vexpress.media.video import probe_video
+from vexpress.model_folder import ModelPaths
+from vexpress.models.head_motion import motion_from_speech
 from vexpress.options import MotionOptions, SamplingOptions
+from vexpress.weights import load_audio_encoder
+from vexpress.weights.head_motion import load_head_motion
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +44,7 @@ class Request:
     Attributes:
         reference_image: path of the portrait, or the picture.
         audio: path of the speech, or the sound.
-        kps: path of the driving keypoints, or the keypoints; None for a still head.
+        kps: path of the driving keypoints, or the keypoints; None for a head that is still or moves by itself.
         motion: how these become the video's.
     """
 
@@ -50,7 +56,7 @@ class Request:
     @property
     def strategy(self) -> str:
         """The retarget strategy asked for, or else the one that suits what was given."""
-        return self.motion.retarget_strategy or ("fix_face" if self.kps is None else "no_retarget")
+        return self.motion.retarget_strategy or ("fix_face" if self.kps is None else "auto")
 
     @property
     def needs_face(self) -> bool:
@@ -94,19 +100,47 @@ class ClipInputs:
         }
 
 
+class SpeechMotion:
+    """Makes a head's motion from speech, with the networks of a model folder that has one for this.
+
+    Args:
+        paths: of the model.
+        device: where to work.
+
+    Raises:
+        InputError: a file is missing, damaged or does not fit.
+    """
+
+    def __init__(self, paths: ModelPaths, device: torch.device | str = "cpu"):
+        self.network = load_head_motion(paths.head_motion_path, device)
+        self.encoder, self.processor = load_audio_encoder(paths.audio_encoder_path, torch.float32, device)
+
+    @torch.inference_mode()
+    def make(self, audio: Audio, num_frames: int, options: SamplingOptions, strength: float) -> Tensor:
+        """Motion (f 6) to this speech; see `vexpress.models.head_motion`."""
+        waveform = audio.resampled_mono(self.processor.sampling_rate)
+        states = encode_audio(self.encoder, self.processor, waveform)
+        return motion_from_speech(self.network, states, num_frames, options.fps, options.seed, strength)
+
+
 def prepare_request(
-    request: Request, options: SamplingOptions, build_analyzer: Callable[[], FaceAnalyzer]
+    request: Request,
+    options: SamplingOptions,
+    build_analyzer: Callable[[], FaceDetector],
+    build_motion: Callable[[], SpeechMotion] | None = None,
 ) -> ClipInputs:
     """Reads a user's files and makes them fit the video.
 
     Args:
         request: what was given.
-        options: size and frame rate of the video.
+        options: size and frame rate of the video, and its seed.
         build_analyzer: gives the face detector; called only where a face has to be found.
+        build_motion: gives what moves a head to speech; None where the model has no such network.
 
     Raises:
         InputError: a file cannot be used, there is no face, or the inputs do not go together.
     """
+    is_natural = _moves_by_itself(request, build_motion is not None)
     if request.kps is None and request.strategy != "fix_face":
         raise InputError(f"`retarget_strategy` {request.strategy} needs `kps_path`; without one use fix_face")
     audio = request.audio if isinstance(request.audio, Audio) else load_audio(request.audio)
@@ -115,12 +149,34 @@ def prepare_request(
         sequence = load_kps(sequence)
     num_frames = max(1, round(audio.duration_seconds * options.fps))
     portrait, reference_kps = prepare_portrait(request, options, build_analyzer)
-    kps = prepare_kps(request, options, sequence, reference_kps, num_frames)
+    if is_natural:
+        motion = build_motion().make(audio, num_frames, options, request.motion.motion_strength)
+        kps = move_face(reference_kps, motion, options.image_height, options.image_width)
+    else:
+        kps = prepare_kps(request, options, sequence, reference_kps, num_frames)
     return ClipInputs(portrait, audio, kps, options.fps)
 
 
+def _moves_by_itself(request: Request, has_network: bool) -> bool:
+    """Whether the head's motion is made from the speech.
+
+    Raises:
+        InputError: it is asked for, and cannot be.
+    """
+    asked = request.motion.motion
+    if asked is not None and request.kps is not None:
+        raise InputError("is for speech alone, and `kps_path` gives the motion; leave one of them out", "motion", asked)
+    if asked == "natural" and not has_network:
+        problem = "the model folder has no v-express/head_motion; train it with `vexpress train-motion`, or use still"
+        raise InputError(problem, "motion", asked)
+    is_free = request.kps is None and request.motion.retarget_strategy is None
+    if has_network and is_free and asked is None:
+        logger.info("the head moves to the speech; `motion` still holds it")
+    return asked == "natural" or (has_network and is_free and asked is None)
+
+
 def prepare_portrait(
-    request: Request, options: SamplingOptions, build_analyzer: Callable[[], FaceAnalyzer]
+    request: Request, options: SamplingOptions, build_analyzer: Callable[[], FaceDetector]
 ) -> tuple[Image.Image, Tensor | None]:
     """Loads the portrait at the video's size, and its V-Kps (3 2) in px of it where the face has to be found.
 
@@ -133,7 +189,12 @@ def prepare_portrait(
     face = None
     if request.needs_face:
         value = None if isinstance(given, Image.Image) else given
-        face = build_analyzer().detect_main(np.asarray(image), "reference_image_path", value, video_px=max(size))
+        try:
+            face = build_analyzer().detect_main(np.asarray(image), "reference_image_path", value, video_px=max(size))
+        except InputError as error:
+            if request.motion.auto_crop or request.motion.retarget_strategy is not None or request.kps is None:
+                raise
+            logger.warning("%s: `kps_path` is used as it is", error)  # nobody asked for more
     box = (0, 0, image.width, image.height)
     if request.motion.auto_crop:
         box = head_and_shoulders_box(face.bbox, image.width, image.height, ADVISED_PORTRAIT_PX)
@@ -181,6 +242,11 @@ def prepare_kps(
     driving = fit_to_clip(
         sequence, num_frames, options.fps, options.image_height, options.image_width, motion.kps_extend
     )
+    if strategy == "auto":
+        strategy, why = choose_strategy(driving, reference_kps) if reference_kps is not None else ("no_retarget", "")
+        logger.info("`retarget_strategy` %s%s", strategy, f": {why}" if why else "")
+    if strategy == "relative_retarget":
+        return relative_retarget(driving, reference_kps, motion.kps_smoothing).float()
     return retarget(driving, reference_kps, strategy).float()
 
 

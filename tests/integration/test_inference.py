@@ -369,7 +369,7 @@ def test_keypoints_that_are_not_used_are_said(files, capsys):
 
 
 def test_strategy_follows_from_the_keypoints(files):
-    for kps_path, strategy in ((files["--kps_path"], "no_retarget"), (None, "fix_face")):
+    for kps_path, strategy in ((files["--kps_path"], "auto"), (None, "fix_face")):
         assert Request("a", "b", kps_path).strategy == strategy
 
 

@@ -16,15 +16,17 @@ from vexpress.cli.program import set_up_logging
 from vexpress.errors import InputError
 from vexpress.fields import check_fields, option
 from vexpress.files import check_output_path, replacing
+from vexpress.options import FACE_MODELS
 
 if TYPE_CHECKING:  # at run time they are imported where they are used: the parser answers without them
-    from vexpress.media.faces import Face, FaceAnalyzer
+    from vexpress.media.faces import Face, FaceDetector
     from vexpress.media.video import VideoInfo
 
 logger = logging.getLogger(__name__)
 
 MAX_SQUEEZE = 0.05  # a change of the aspect ratio that hardly shows
 MAX_SIDE_PX = 8192
+DEFAULT_FACE_MODELS = "./model_ckpts/insightface_models/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,13 @@ class ExtractSettings:
     )
     face: str = option(
         "largest", "whom to follow: largest, leftmost, or a number from 0 on, counted from left to right"
+    )
+    face_models: str | None = option(
+        None,
+        "what finds the face: insightface's models, or mtcnn, which comes with the package; unset: insightface if its "
+        "folder is there",
+        choices=FACE_MODELS,
+        type=str,
     )
 
     def __post_init__(self):
@@ -70,7 +79,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "mps", "cpu"), help="unset: what is there")
     parser.add_argument("--gpu_id", type=int, default=0, help="index of the CUDA device")
     parser.add_argument(
-        "--insightface_model_path", default="./model_ckpts/insightface_models/", help="folder of the face models"
+        "--insightface_model_path", default=DEFAULT_FACE_MODELS, help="folder of insightface's models"
     )
     add_options(parser, dataclasses.fields(ExtractSettings))
     return parser
@@ -96,7 +105,7 @@ def check_outputs(args: Namespace) -> tuple[Path, Path | None]:
 
 
 def find_faces(
-    video_path: str, settings: ExtractSettings, info: "VideoInfo", analyzer: "FaceAnalyzer"
+    video_path: str, settings: ExtractSettings, info: "VideoInfo", analyzer: "FaceDetector"
 ) -> Iterator[list["Face"]]:
     """Yields the faces of each frame of the video, resized to `width` x `height`, at the video's constant rate."""
     import cv2
@@ -121,11 +130,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     from vexpress.devices import resolve_device
     from vexpress.media.audio import load_audio, write_audio
-    from vexpress.media.faces import FaceAnalyzer, track_face
+    from vexpress.media.faces import track_face
     from vexpress.media.keypoints import KpsSequence, save_kps
+    from vexpress.media.mtcnn import load_face_detector
     from vexpress.media.video import probe_video
 
-    analyzer = FaceAnalyzer(args.insightface_model_path, resolve_device(args.device, args.gpu_id))
+    is_given = args.insightface_model_path != DEFAULT_FACE_MODELS
+    face_models = settings.face_models or ("insightface" if is_given else None)
+    device = resolve_device(args.device, args.gpu_id)
+    analyzer = load_face_detector(face_models, args.insightface_model_path, device)
     info = probe_video(args.video_path)
     if audio_path and not info.has_audio:
         raise InputError("has no audio; leave out `audio_save_path`", "video_path", args.video_path)

@@ -159,11 +159,11 @@ def make_video(args: Namespace, rank: int) -> None:
     from PIL import Image
 
     from vexpress.devices import resolve_device, resolve_dtype
-    from vexpress.media.faces import FaceAnalyzer
+    from vexpress.media.mtcnn import load_face_detector
     from vexpress.media.sheets import frame_numbers, remember, render_filmstrip
     from vexpress.media.video import write_video
     from vexpress.pipeline import VExpressPipeline
-    from vexpress.request import Request, prepare_request
+    from vexpress.request import Request, SpeechMotion, prepare_request
 
     # 1. inputs, before any network is loaded
     options = args.sampling
@@ -172,7 +172,13 @@ def make_video(args: Namespace, rank: int) -> None:
     paths = ModelPaths.from_model_dir(args.model_dir, **{name: getattr(args, name) for name in LAYOUT})
     output_path, sheet_path = check_outputs(args, paths)
     request = Request(args.reference_image_path, args.audio_path, args.kps_path, args.motion)
-    inputs = prepare_request(request, options, lambda: FaceAnalyzer(paths.insightface_model_path, device))
+    face_models = args.motion.face_models or ("insightface" if args.insightface_model_path else None)
+    inputs = prepare_request(
+        request,
+        options,
+        lambda: load_face_detector(face_models, paths.insightface_model_path, device),
+        (lambda: SpeechMotion(paths, device)) if paths.head_motion_path.exists() else None,
+    )
 
     # 2. networks
     weights_device = "cpu" if args.save_gpu_memory else device

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from vexpress.errors import InputError
 from vexpress.media.keypoints import (
-    RETARGET_STRATEGIES,
     KpsSequence,
     fit_to_clip,
     load_kps,
@@ -21,6 +20,7 @@ from vexpress.media.keypoints import (
     retarget,
     save_kps,
 )
+from vexpress.options import RELEASED_STRATEGIES
 
 DATA = Path(__file__).parents[2] / "data"
 SAMPLES = Path(__file__).parents[4] / "shared" / "samples"
@@ -89,7 +89,7 @@ def test_fix_face_and_no_retarget():
 def test_retarget_refuses_what_it_cannot_do():
     with pytest.raises(InputError, match="^retarget_strategy=magic: allowed are fix_face"):
         retarget(ramp(5), FACE, "magic")
-    for strategy in set(RETARGET_STRATEGIES) - {"no_retarget"}:
+    for strategy in set(RELEASED_STRATEGIES) - {"no_retarget"}:
         with pytest.raises(InputError, match="needs a face"):
             retarget(ramp(5), None, strategy)
     point, line = torch.full((3, 2), 7.0), torch.tensor([[0.0, 0.0], [10.0, 0.0], [5.0, 0.0]])
