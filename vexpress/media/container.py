@@ -157,6 +157,7 @@ class Clock:
         self._spans: list[_Span] = []
         self._span_of: dict[int, _Span] = {}  # stream -> the span that it is in
         self._last: dict[int, float] = {}  # stream -> its latest timestamp, in the file's own seconds
+        self._tick: dict[int, float] = {}  # stream -> its time base in seconds
         self._longest: dict[int, float] = {}  # stream -> length of its longest packet in seconds
         self._end = 0.0  # of all packets so far, in seconds of this clock
 
@@ -165,25 +166,29 @@ class Clock:
         stamp = packet.pts if packet.dts is None else packet.dts
         if stamp is None:
             return
-        seconds = float(stamp * packet.time_base)
-        shown = seconds if packet.pts is None else float(packet.pts * packet.time_base)
-        span = self._find_span(packet.stream_index, seconds, shown)
+        index = packet.stream_index
+        if index not in self._tick:
+            self._tick[index] = float(packet.time_base)  # kept, since fractions are slow
+        seconds = stamp * self._tick[index]
+        shown = seconds if packet.pts is None else packet.pts * self._tick[index]
+        span = self._find_span(index, seconds, shown)
         span.last = max(span.last, seconds)
-        self._last[packet.stream_index] = seconds
-        self._span_of[packet.stream_index] = span
+        self._last[index] = seconds
+        self._span_of[index] = span
         if not packet.is_discard:
-            self._end = max(self._end, shown + span.shift + self._length(packet))
+            self._end = max(self._end, shown + span.shift + self._length(index, packet.duration or 0))
         if span.shift:
             ticks = round(span.shift / packet.time_base)
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts = None if packet.dts is None else packet.dts + ticks
 
-    def _length(self, packet: av.Packet) -> float:
-        longest = self._longest.get(packet.stream_index, 0.0)
-        length = float((packet.duration or 0) * packet.time_base)
+    def _length(self, stream_index: int, duration: int) -> float:
+        """Seconds of a packet with this duration."""
+        longest = self._longest.get(stream_index, 0.0)
+        length = duration * self._tick[stream_index]
         if length > MAX_PACKET_SECONDS:
             return longest
-        self._longest[packet.stream_index] = max(longest, length)
+        self._longest[stream_index] = max(longest, length)
         return length
 
     def _find_span(self, stream_index: int, seconds: float, shown: float) -> _Span:
