@@ -1,34 +1,13 @@
-"""Worker processes. This file imports little, since each worker imports it."""
+"""Worker processes."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.unit.prepare.name_writer import WriteNames
 from vexpress.errors import InputError
 from vexpress.prepare.workers import run_workers
-
-
-@dataclass(frozen=True)
-class WriteNames:
-    """Work that writes a file per source, and does not survive the source "crash"."""
-
-    folder: Path
-    error: str | None = None
-
-    def load_models(self):
-        if self.error:
-            raise InputError(self.error)
-
-    def prepare(self, source, models, on_clip):
-        if source.name == "crash":
-            os._exit(7)
-        (self.folder / source.name).touch()
-        on_clip()
-
-    def record_failure(self, source, detail):
-        (self.folder / f"failed {source.name}").write_text(detail)
 
 
 def test_workers_survive_a_source_that_crashes_them(tmp_path):

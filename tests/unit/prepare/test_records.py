@@ -1,0 +1,85 @@
+"""Records of sources, whole and damaged, and what is merged from them."""
+
+import json
+
+import pytest
+
+from vexpress.prepare import records
+from vexpress.prepare.records import merge_records, read_record
+
+
+def test_merging_keeps_all_records_and_those_that_came_meanwhile(tmp_path, monkeypatch):
+    def add_record(name, failed=False):
+        folder = tmp_path / "clips" / name
+        folder.mkdir(parents=True)
+        row = {"video": "0.mp4", "face_info": "0.npz", "audio_embeds": "0.safetensors", "extra": 1}
+        row |= {"duration": 2.0, "fps": 30.0, "num_frames": 60}
+        rejected = [{"clip": 1, "reason": "too_short", "detail": "0.1 s"}]
+        record = {"source": name, "clips": [row], "rejected": rejected, "failed": failed}
+        (folder / "record.json").write_text(json.dumps(record))
+
+    add_record("one")
+    add_record(".two.part")  # another process is at it
+    save = records.save_metadata
+
+    def save_while_another_process_ends(*arguments):
+        save(*arguments)
+        if not (tmp_path / "clips" / "two").exists():
+            (tmp_path / "clips" / ".two.part").rename(tmp_path / "clips" / "two")
+
+    monkeypatch.setattr(records, "save_metadata", save_while_another_process_ends)
+    num_clips, reasons = merge_records(tmp_path)
+    assert num_clips == 2 and reasons == {"too_short": 2}
+    videos = [row["video"] for row in json.loads((tmp_path / "metadata.json").read_text())]
+    assert videos == ["clips/one/0.mp4", "clips/two/0.mp4"]
+    assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 2
+
+
+ROW = {"video": "0.mp4", "face_info": "0.npz", "audio_embeds": "0.pt", "duration": 2.0, "fps": 30.0, "num_frames": 60}
+RECORD = {"source": "a.mp4", "num_bytes": 9, "failed": False, "clips": [ROW], "rejected": []}
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    records.write_json(tmp_path / "record.json", RECORD)
+    assert read_record(tmp_path / "record.json") == RECORD
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[" * 1_000_000,
+        b'{"a":' * 1_000_000,
+        b"\xff\xfe\x00",
+        b"nan",
+        json.dumps(RECORD)[:-5].encode(),
+        json.dumps(RECORD | {"failed": 0}).encode(),
+        json.dumps(RECORD | {"source": None}).encode(),
+        json.dumps(RECORD | {"clips": {}}).encode(),
+        json.dumps(RECORD | {"clips": [None]}).encode(),
+        json.dumps(RECORD | {"rejected": ["no"]}).encode(),
+        json.dumps(RECORD | {"clips": [ROW | {"video": "../../x.mp4"}]}).encode(),
+        json.dumps(RECORD | {"clips": [ROW | {"video": "a\0b"}]}).encode(),
+        json.dumps(RECORD | {"clips": [ROW | {"video": "\ud800.mp4"}]}).encode(),
+        json.dumps(RECORD | {"clips": [ROW | {"fps": float("nan")}]}).encode(),
+        json.dumps(RECORD | {"clips": [ROW | {"num_frames": 10**400}]}).encode(),
+        json.dumps(RECORD | {"clips": [ROW | {"duration": True}]}).encode(),
+    ],
+    ids=lambda content: content[:40].decode(errors="replace"),
+)
+def test_a_damaged_record_is_none_and_left_out(tmp_path, content, caplog):
+    path = tmp_path / "clips" / "one" / "record.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    assert read_record(path) is None
+    num_clips, _ = merge_records(tmp_path)
+    assert num_clips == 0
+    assert str(path) in caplog.text
+    assert json.loads((tmp_path / "metadata.json").read_text()) == []
+
+
+def test_a_record_that_is_a_folder_or_missing_is_none(tmp_path):
+    (tmp_path / "record.json").mkdir()
+    assert read_record(tmp_path / "record.json") is None
+    assert read_record(tmp_path / "none.json") is None
