@@ -11,9 +11,10 @@ LAYERS = [
     ["vexpress.devices", "vexpress.fields", "vexpress.files", "vexpress.logs", "vexpress.model_folder"],
     ["vexpress.options"],
     ["vexpress.audio_features", "vexpress.diffusion", "vexpress.media", "vexpress.models"],
-    ["vexpress.data", "vexpress.weights"],
+    ["vexpress.data", "vexpress.provenance", "vexpress.weights"],
     ["vexpress.pipeline", "vexpress.prepare", "vexpress.request", "vexpress.training"],
     ["vexpress.benchmarks", "vexpress.evaluation"],
+    ["vexpress.server"],
     ["vexpress.cli", "vexpress.comfyui"],
     ["inference", "scripts", "train", "vexpress.__main__"],
 ]

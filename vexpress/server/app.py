@@ -148,6 +148,7 @@ def _add_page(app: FastAPI, service: Service) -> None:
             "device": engine.device.type,
             "ready": engine.is_ready,
             "failure": service.failure,
+            "natural_motion": engine.has_natural_motion,
             "options": [_describe_option(field, engine.defaults, settings) for field in option_fields()],
             "presets": {name: dict(values) for name, values in PRESETS.items()},
             "examples": service.examples.names(),

@@ -14,17 +14,19 @@ from torch import Tensor
 from vexpress.devices import resolve_device, resolve_dtype
 from vexpress.diffusion.schedule import build_scheduler
 from vexpress.media.audio import Audio
-from vexpress.media.faces import Face, FaceAnalyzer, FaceDetector
+from vexpress.media.faces import Face, FaceDetector
+from vexpress.media.mtcnn import load_face_detector
 from vexpress.model_folder import ModelPaths
-from vexpress.options import SamplingOptions, load_model_defaults
+from vexpress.options import MotionOptions, SamplingOptions, load_model_defaults
 from vexpress.pipeline import VExpressPipeline
-from vexpress.request import ClipInputs, Request, prepare_request
+from vexpress.request import ClipInputs, Request, SpeechMotion, prepare_request
 from vexpress.server.turns import Turns, Watch
 
 logger = logging.getLogger(__name__)
 
 LOOK_AHEAD_SECONDS = 0.2  # of sound that a live frame waits for
-WARM_UP_SECONDS = 1.6
+WARM_UP_SECONDS = 1.2
+LIVE_STEPS = 3  # denoising steps that suit a live stream, unless the model's default has fewer
 
 
 class SharedDetector(FaceDetector):
@@ -86,13 +88,20 @@ class Engine:
         self.device = resolve_device(device, gpu_id)
         self.turns = Turns()
         self.speed = Speed()
-        self.detector = SharedDetector(lambda: FaceAnalyzer(self.paths.insightface_model_path, self.device))
+        self.detector = SharedDetector(lambda: load_face_detector(None, self.paths.insightface_model_path, self.device))
+        self._motion_lock = threading.Lock()
+        self._motion: SpeechMotion | None = None
         self._pipeline: VExpressPipeline | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether the model is loaded."""
         return self._pipeline is not None
+
+    @property
+    def has_natural_motion(self) -> bool:
+        """Whether the model moves a head to speech."""
+        return self.paths.head_motion_path.exists()
 
     @property
     def sampling_rate_hz(self) -> int:
@@ -119,7 +128,13 @@ class Engine:
 
     def prepare(self, request: Request, options: SamplingOptions) -> ClipInputs:
         """See `vexpress.request.prepare_request`."""
-        return prepare_request(request, options, lambda: self.detector)
+        build_motion = self._speech_motion if self.has_natural_motion else None
+        return prepare_request(request, options, lambda: self.detector, build_motion)
+
+    def _speech_motion(self) -> SpeechMotion:
+        with self._motion_lock:
+            self._motion = self._motion or SpeechMotion(self.paths, self.device)
+            return self._motion
 
     def frames(self, inputs: ClipInputs, options: SamplingOptions, watch: Watch) -> Iterator[np.ndarray]:
         """Makes a video.
@@ -174,23 +189,23 @@ class Engine:
 
     def warm_up(self, portrait: Path) -> None:
         """Measures how fast live streams are made; afterwards all lazy parts of the libraries are loaded."""
-        options = self.defaults
+        options = self.defaults.changed(num_inference_steps=min(LIVE_STEPS, self.defaults.num_inference_steps))
         rate = self.sampling_rate_hz
         sound = np.random.default_rng(0).normal(0, 0.05, round(WARM_UP_SECONDS * rate)).astype(np.float32)
-        request = Request(portrait, Audio(sound[None], rate))
+        request = Request(portrait, Audio(sound[None], rate), motion=MotionOptions(retarget_strategy="fix_face"))
         inputs = self.prepare(request, options)
-        for _ in range(2):  # the first one loads what is loaded late
+        for is_measured in (False, True):  # the first one loads what is loaded late
             started = time.monotonic()
             frames = self.live(inputs.portrait, inputs.kps, iter([sound]), options, Watch())
             next(frames)
-            first = time.monotonic() - started
-            num_frames = 1 + sum(1 for _ in frames)
-            self.speed = Speed((time.monotonic() - started) / (num_frames / options.fps), first)
-        logger.info(
-            "live: %.2f s of computing per second of video%s",
-            self.speed.factor,
-            "" if self.speed.factor < 1 else f": this machine is {self.speed.factor:.1f} times too slow",
-        )
+            if is_measured:
+                first = time.monotonic() - started
+                num_frames = 1 + sum(1 for _ in frames)
+                self.speed = Speed((time.monotonic() - started) / (num_frames / options.fps), first)
+            frames.close()
+        factor = self.speed.factor
+        slow = "" if factor < 1 else f": this machine is {factor:.1f} times too slow"
+        logger.info("live: %.2f s of computing per second of video%s", factor, slow)
 
 
 def _back_and_forth(index: int, length: int) -> int:

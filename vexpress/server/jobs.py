@@ -15,6 +15,7 @@ from PIL import Image
 from vexpress.files import replacing
 from vexpress.media.sheets import frame_numbers, remember, render_filmstrip
 from vexpress.media.video import write_video
+from vexpress.model_folder import EMBEDDED_MODEL_DIR
 from vexpress.options import MotionOptions, SamplingOptions
 from vexpress.provenance import video_metadata
 from vexpress.request import ClipInputs
@@ -135,7 +136,9 @@ def differing(options: SamplingOptions, motion: MotionOptions, defaults: Samplin
 
 def command_line(request: VideoRequest, model_dir: Path, defaults: SamplingOptions) -> str:
     """The program's call that makes the same video; files are named as they can be downloaded."""
-    words = ["vexpress", "generate", "--model_dir", model_dir.name]
+    words = ["vexpress", "generate"]
+    if model_dir.resolve() != EMBEDDED_MODEL_DIR:  # which is the default
+        words += ["--model_dir", model_dir.name]
     words += ["--reference_image_path", download_name("portrait", request)]
     words += ["--audio_path", download_name("audio", request)]
     if {"kps", "driving_video"} & set(request.files):

@@ -161,6 +161,10 @@ def check_files(request: VideoRequest, settings: ServeSettings) -> None:
         video = request.files["driving_video"]
         check_length(video, "video", "video_path", settings.max_seconds)
         info = probe_video(video)
+        if request.motion.motion is not None:
+            raise InputError(
+                "is for speech alone, and `driving_video` gives the motion", "motion", request.motion.motion
+            )
         if max(info.width, info.height) > MAX_VIDEO_PX:
             raise InputError(f"has frames larger than {MAX_VIDEO_PX} px", "video_path")
     if request.motion.retarget_strategy not in (None, "fix_face") and not {"kps", "driving_video"} & set(request.files):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from vexpress.fields import allowed_values, kind_of
 from vexpress.options import PRESETS, MotionOptions, SamplingOptions
 from vexpress.server.settings import ServeSettings
 
-SERVERS_OWN = ("dtype", "test_stage", "windows_per_batch")
+SERVERS_OWN = ("dtype", "test_stage", "windows_per_batch", "face_models")
 """Options that whoever starts the service decides on."""
 FILE_FIELDS = {
     "portrait": "picture of a face: PNG, JPEG, WebP",
@@ -112,6 +113,9 @@ def parse_options(
     if is_text:
         values = {name: _from_text(fields[name], value) for name, value in values.items()}
     values = {name: value for name, value in values.items() if value is not None}
+    for name, value in values.items():
+        if kind_of(fields[name]) is float and type(value) is int:  # 1 and 1.0 are one value, in metadata as well
+            values[name] = float(min(value, sys.maxsize))
     for name, most in upper_bounds(settings).items():
         if isinstance(values.get(name), int) and values[name] > most:
             raise InputError(f"this service makes up to {most}", name, values[name])
