@@ -15,6 +15,7 @@ from vexpress.fields import allowed_values, check_fields, option
 from vexpress.model_folder import INFERENCE_DEFAULTS, read_config
 
 GUIDANCE = ("all", "audio")
+SAMPLING = ("joint", "rolling")
 SCHEDULERS = ("ddim", "dpmsolver++", "unipc", "lcm", "euler")
 DTYPES = ("fp16", "bf16", "fp32")
 STAGES = ("stage_1", "stage_2", "stage_3")
@@ -69,6 +70,12 @@ class SamplingOptions:
         high=1,
         where=CALL,
         advanced=True,
+    )
+    sampling: str = option(
+        "joint",
+        "joint: all windows at each step, as released; rolling: one window after the other, in constant memory",
+        choices=SAMPLING,
+        where=CALL,
     )
     context_frames: int = option(
         24, "frames of a window; fewer take less memory", low=1, high=1000, where=CALL, advanced=True

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,12 @@ def sampling_options(options: SamplingOptions | None, changes: dict[str, Any]) -
         if name not in allowed:
             raise InputError(f"is no option of the pipeline; there are {', '.join(allowed)}", name)
     return options.changed(**{name: _as_number(value) for name, value in changes.items()})
+
+
+def check_number(field: str, value: Any, low: float, high: float) -> None:
+    """Raises an InputError unless `value` is a number, low to high."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Fraction) or not low <= value <= high:
+        raise InputError(f"must be {low} to {high}", field, value)
 
 
 def check_choice(field: str, value: Any, choices: Sequence[str]) -> None:

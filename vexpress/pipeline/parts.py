@@ -91,7 +91,7 @@ class PipelineParts(DiffusionPipeline):
 
         Args:
             folder: the folder; nothing is ever downloaded.
-            kwargs: `dtype` or `torch_dtype`, and parts that are used in place of the folder's, by name: `scheduler`, `vae`, ...;
+            kwargs: `dtype` or `torch_dtype`, and parts that are used in place of the folder's: `scheduler`, `vae`, ...;
                 with a folder of `save_pretrained` all of `DiffusionPipeline.from_pretrained`.
 
         Raises:

@@ -1,6 +1,6 @@
 """The pipeline: checks what it is given, makes conditions of it, denoises, decodes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +11,10 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from vexpress.audio_features import num_audio_steps
-from vexpress.diffusion.guidance import Denoise, guided
-from vexpress.diffusion.sampling import OnStep, group_rank, sample
-from vexpress.diffusion.schedule import share_noise
-from vexpress.diffusion.windows import context_windows
-from vexpress.errors import InputError, first_line
-from vexpress.models import Conditions
+from vexpress.audio_features import FrameAudio, step_samples
 from vexpress.options import SamplingOptions
-from vexpress.pipeline import inputs
-from vexpress.pipeline.conditioning import KpsFeatures, WindowConditions
-from vexpress.pipeline.parts import PipelineParts
+from vexpress.pipeline import inputs, streaming
+from vexpress.pipeline.denoising import PipelineDenoising
 
 
 @dataclass
@@ -36,24 +29,11 @@ class VExpressPipelineOutput(BaseOutput):
     frames: list[Image.Image] | np.ndarray | Tensor | Iterator[np.ndarray]
 
 
-class VExpressPipeline(PipelineParts):
+class VExpressPipeline(PipelineDenoising):
     """Audio-driven portrait video.
 
     Source: paper section 3.
     """
-
-    _interrupt = False
-    _num_timesteps = 0
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `_interrupt` in a callback to end denoising after that step; what there is then is decoded."""
-        return self._interrupt
-
-    @property
-    def num_timesteps(self) -> int:
-        """Denoising steps of the present call."""
-        return self._num_timesteps
 
     @torch.no_grad()
     def __call__(
@@ -107,42 +87,98 @@ class VExpressPipeline(PipelineParts):
         image = inputs.prepare_image(reference_image, height, width, self.downsampling)
         waveform = inputs.prepare_waveform(audio_waveform)
         kps = inputs.prepare_kps(kps_sequence)
-        self._check_limits(options, len(kps))
-        shape = self._latent_shape(len(kps), image)
         if latents is not None:
-            latents = inputs.prepare_latents(latents, shape)
-        self._set_timesteps(options.num_inference_steps)
-        self._move(device)
-        self._interrupt = False
+            latents = inputs.prepare_latents(latents, self._latent_shape(len(kps), image))
+        self._start(options, len(kps), device)
 
-        # 2. inputs to tokens and features, each once
-        audio_tokens = self.encode_audio(waveform, len(kps), options.num_pad_audio_frames)
-        conditions = self._window_conditions(image, options)
-
-        # 3. noise
-        generator = generator or torch.Generator("cpu").manual_seed(options.seed)
-        if latents is None:
-            latents = torch.randn(shape, generator=generator, device=generator.device)
-            if options.shared_noise:
-                shared = torch.randn(self._latent_shape(1, image), generator=generator, device=generator.device)
-                latents = share_noise(latents, shared, options.shared_noise)
-        latents = latents.cpu() * self.scheduler.init_noise_sigma
-
-        # 4. denoise
         on_step = callback_on_step_end and inputs.replacement_of(
             callback_on_step_end, self, callback_on_step_end_tensor_inputs
         )
-        denoise = self._denoiser(conditions.of_clip(kps, audio_tokens), options)
-        latents = self._sample_joint(denoise, latents, options, generator, on_step)
 
-        # 5. decode
+        # 2. denoise: the whole clip, or window after window as frames are asked for
+        generator = generator or torch.Generator("cpu").manual_seed(options.seed)
+        noise = self._noise_source(image, options.shared_noise, generator, latents)
+        if options.sampling == "joint":
+            latents = [self._sample_joint(image, waveform, kps, noise, options, generator, on_step)]
+        else:
+            frames = self._known_frames(waveform, kps, options)
+            latents = self._roll(image, frames, len(kps), noise, options, generator, on_step)
+
+        # 3. decode
         if output_type == "latent":
+            frames = torch.cat(list(latents), dim=2)
             self.maybe_free_model_hooks()
-            frames = latents
         else:
             decoded = self.decode(latents, options.median_filter, options.denoise_threshold)
             frames = _collect(self._with_progress(decoded, "decoding frames", len(kps)), output_type)
         return VExpressPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        reference_image: Image.Image | np.ndarray,
+        audio_chunks: Iterable | Tensor | np.ndarray,
+        kps: Tensor | np.ndarray | Callable[[int], Any] | Iterator,
+        *,
+        fps: float = 30.0,
+        look_ahead_seconds: float = 0.3,
+        context_seconds: float = 4.0,
+        piece_seconds: float = 0.2,
+        options: SamplingOptions | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        **sampling: Any,
+    ) -> Iterator[tuple[np.ndarray, float]]:
+        """Makes a video while its speech still comes: window after window, in constant memory.
+
+        Args:
+            reference_image: portrait, see `__call__`.
+            audio_chunks: speech at the audio processor's sampling rate, an iterable of pieces (n,) of any length; or
+                all of it. The same speech gives the same frames, whatever its pieces.
+            kps: px of (height, width): (3 2) for a still head; (f 3 2); a callable that takes a frame's number; or an
+                iterator. Where they end before the speech, the head stays as it is.
+            fps: frames per second.
+            look_ahead_seconds: speech that must follow a frame before it is made; less is sooner and less exact.
+            context_seconds: speech before a frame that is heard with it.
+            piece_seconds: speech encoded at once; more costs less and is later.
+            options: how to sample, see `__call__`; `sampling` is rolling, whatever they say. Likewise the others.
+
+        Yields:
+            (H W 3) uint8, and the time in seconds at which the frame is shown.
+
+        Raises:
+            InputError: at once for arguments; as they come for pieces of speech and keypoints.
+        """
+        options = inputs.sampling_options(options, {**sampling, "sampling": "rolling"})
+        for name, value, bounds in (
+            ("fps", fps, (1, 240)),
+            ("look_ahead_seconds", look_ahead_seconds, (0, 60)),
+            ("context_seconds", context_seconds, (0, 60)),
+            ("piece_seconds", piece_seconds, (0.02, 60)),
+        ):
+            inputs.check_number(name, value, *bounds)
+        inputs.check_generator(generator)
+        image = inputs.prepare_image(reference_image, height, width, self.downsampling)
+        chunks, source = streaming.waveform_chunks(audio_chunks), streaming.kps_source(kps)
+        self._start(options, options.context_frames, device)
+        audio = self._audio_stream(piece_seconds, context_seconds, look_ahead_seconds)
+        rate = self.audio_processor.sampling_rate
+        per_step = streaming.states_per_step(step_samples(self.audio_encoder.config)[1], rate, fps)
+        frames = streaming.stream_frames(
+            chunks,
+            audio,
+            FrameAudio(per_step, options.num_pad_audio_frames),
+            self.project_audio,
+            source,
+            lambda num_samples: max(1, round(num_samples / rate * fps)),
+        )
+        generator = generator or torch.Generator("cpu").manual_seed(options.seed)
+        noise = self._noise_source(image, options.shared_noise, generator)
+        latents = self._roll(image, frames, None, noise, options, generator)
+        pixels = _collect(self.decode(latents, options.median_filter, options.denoise_threshold), "generator")
+        return ((frame, number / fps) for number, frame in enumerate(pixels))
 
     def _with_progress(self, frames: Iterator[Tensor], what: str, total: int | None) -> Iterator[Tensor]:
         with self.progress_bar(total=total) as bar:
@@ -150,83 +186,6 @@ class VExpressPipeline(PipelineParts):
             for frame in frames:
                 bar.update()
                 yield frame
-
-    def _check_limits(self, options: SamplingOptions, num_frames: int) -> None:
-        """Raises an InputError for options that are beyond what this model's networks take."""
-        num_steps, most_steps = num_audio_steps(options.num_pad_audio_frames), self.audio_projection.config.max_seq_len
-        if num_steps > most_steps:
-            problem = (
-                f"makes {num_steps} audio steps around a frame, and this model's audio projection takes {most_steps}"
-            )
-            raise InputError(problem, "num_pad_audio_frames", options.num_pad_audio_frames)
-        most_frames = self.denoising_unet.config.motion_max_seq_length
-        if min(num_frames, options.context_frames) > most_frames:
-            problem = f"this model's motion modules take windows of up to {most_frames} frames"
-            raise InputError(problem, "context_frames", options.context_frames)
-
-    def _set_timesteps(self, num_inference_steps: int) -> None:
-        try:
-            self.scheduler.set_timesteps(num_inference_steps)
-        except ValueError as error:  # LCM, say, takes at most 50
-            problem = f"does not go with this scheduler: {first_line(error)}"
-            raise InputError(problem, "num_inference_steps", num_inference_steps) from error
-        self._num_timesteps = len(self.scheduler.timesteps)
-
-    def _latent_shape(self, num_frames: int, image: Image.Image) -> tuple[int, ...]:
-        sides = (image.height // self.downsampling, image.width // self.downsampling)
-        return 1, self.denoising_unet.config.in_channels, num_frames, *sides
-
-    def _window_conditions(self, image: Image.Image, options: SamplingOptions) -> WindowConditions:
-        """Encodes the portrait; keypoints and audio follow window by window."""
-        constant = self.denoising_unet.prepare_conditions(
-            self.encode_reference(image),
-            reference_attention_weight=options.reference_attention_weight,
-            audio_attention_weight=options.audio_attention_weight,
-        )
-        features = KpsFeatures(lambda kps: self.encode_kps(kps, image.height, image.width)[0].transpose(0, 1))
-        return WindowConditions(self.denoising_unet, constant, features)
-
-    def _denoiser(self, conditions_of: Callable[[list[list[int]]], Conditions], options: SamplingOptions) -> Denoise:
-        """The denoising UNet with guidance."""
-
-        def predict(noisy: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
-            device = self._execution_device
-            return self.denoising_unet(
-                noisy.to(device, self.denoising_unet.dtype), timestep.to(device), conditions=conditions
-            )
-
-        return guided(predict, conditions_of, options.guidance_scale, options.guidance)
-
-    def _sample_joint(
-        self,
-        denoise: Denoise,
-        latents: Tensor,
-        options: SamplingOptions,
-        generator: torch.Generator,
-        on_step: OnStep | None,
-    ) -> Tensor:
-        """All windows step by step, with a progress bar."""
-        windows = context_windows(latents.shape[2], options.context_frames, options.context_overlap)
-        rank, num_processes = group_rank()
-        num_own = len(range(rank, len(windows), num_processes))
-        with self.progress_bar(total=self.num_timesteps * num_own) as bar:
-            bar.set_description("denoising windows")
-
-            def watch(step: int, timestep: Tensor, current: Tensor) -> Tensor | None:
-                bar.set_postfix_str(f"step {step + 1} of {self.num_timesteps}")
-                return on_step(step, timestep, current) if on_step else None
-
-            return sample(
-                denoise,
-                latents,
-                self.scheduler,
-                windows,
-                windows_per_batch=options.windows_per_batch,
-                generator=generator,
-                on_window=bar.update,
-                on_step=watch,
-                interrupted=lambda: self.interrupt,
-            )
 
 
 def _collect(frames: Iterator[Tensor], output_type: str) -> list[Image.Image] | np.ndarray | Tensor | Iterator:

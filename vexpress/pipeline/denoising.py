@@ -1,0 +1,221 @@
+"""How the pipeline denoises: the whole clip step by step, or window after window."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from vexpress.audio_features import (
+    CONTEXT_SECONDS,
+    STEPS_PER_FRAME,
+    AudioStream,
+    FrameAudio,
+    num_audio_steps,
+    step_samples,
+)
+from vexpress.diffusion.guidance import Denoise, guided
+from vexpress.diffusion.rolling import NoiseSource, roll
+from vexpress.diffusion.sampling import OnStep, group_rank, sample
+from vexpress.diffusion.schedule import share_noise
+from vexpress.diffusion.windows import context_windows
+from vexpress.errors import InputError, first_line
+from vexpress.models import Conditions
+from vexpress.options import SamplingOptions
+from vexpress.pipeline import streaming
+from vexpress.pipeline.conditioning import MAX_KPS_BYTES, KpsFeatures, WindowConditions
+from vexpress.pipeline.parts import PipelineParts
+
+KNOWN_PIECE_SECONDS = 10.0  # speech encoded at once in rolling sampling, if it is known in advance
+MAX_ROLLING_KPS_BYTES = 2**26  # V-Kps features kept for the next window
+
+
+class PipelineDenoising(PipelineParts):
+    """Joint and rolling sampling with the pipeline's networks."""
+
+    _interrupt = False
+    _num_timesteps = 0
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` in a callback to end denoising after that step; what there is then is decoded."""
+        return self._interrupt
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the present call."""
+        return self._num_timesteps
+
+    def _start(self, options: SamplingOptions, num_frames: int, device: Any) -> None:
+        """Checks what depends on the model, and makes scheduler and networks ready."""
+        self._check_limits(options, num_frames)
+        self._set_timesteps(options.num_inference_steps)
+        self._move(device)
+        self._interrupt = False
+
+    def _check_limits(self, options: SamplingOptions, num_frames: int) -> None:
+        """Raises an InputError for options that are beyond what this model's networks take."""
+        num_steps, most_steps = num_audio_steps(options.num_pad_audio_frames), self.audio_projection.config.max_seq_len
+        if num_steps > most_steps:
+            problem = (
+                f"makes {num_steps} audio steps around a frame, and this model's audio projection takes {most_steps}"
+            )
+            raise InputError(problem, "num_pad_audio_frames", options.num_pad_audio_frames)
+        most_frames = self.denoising_unet.config.motion_max_seq_length
+        if min(num_frames, options.context_frames) > most_frames:
+            problem = f"this model's motion modules take windows of up to {most_frames} frames"
+            raise InputError(problem, "context_frames", options.context_frames)
+        if options.sampling == "rolling" and options.windows_per_batch != 1:
+            problem = "goes with `sampling` joint; rolling sampling has one window at a time"
+            raise InputError(problem, "windows_per_batch", options.windows_per_batch)
+        if options.sampling == "rolling" and group_rank()[1] > 1:
+            raise InputError("cannot be shared by several processes; use joint", "sampling", "rolling")
+
+    def _set_timesteps(self, num_inference_steps: int) -> None:
+        try:
+            self.scheduler.set_timesteps(num_inference_steps)
+        except ValueError as error:  # LCM, say, takes at most 50
+            problem = f"does not go with this scheduler: {first_line(error)}"
+            raise InputError(problem, "num_inference_steps", num_inference_steps) from error
+        self._num_timesteps = len(self.scheduler.timesteps)
+
+    def _latent_shape(self, num_frames: int, image: Image.Image) -> tuple[int, ...]:
+        sides = (image.height // self.downsampling, image.width // self.downsampling)
+        return 1, self.denoising_unet.config.in_channels, num_frames, *sides
+
+    def _noise_source(
+        self, image: Image.Image, share: float, generator: torch.Generator, given: Tensor | None = None
+    ) -> NoiseSource:
+        """Initial noise of the next frames; drawn on the generator's device, and then on the CPU."""
+        shared: list[Tensor] = []
+
+        def new_noise(num_frames: int) -> Tensor:
+            nonlocal given
+            if given is not None:
+                noise, given = given[:, :, :num_frames], given[:, :, num_frames:]
+                return noise
+            shape = self._latent_shape(num_frames, image)
+            noise = torch.randn(shape, generator=generator, device=generator.device)
+            if share and not shared:
+                shared.append(torch.randn(self._latent_shape(1, image), generator=generator, device=generator.device))
+            return (share_noise(noise, shared[0], share) if share else noise).cpu()
+
+        return new_noise
+
+    def _window_conditions(
+        self, image: Image.Image, options: SamplingOptions, keeps_latest: bool = False
+    ) -> WindowConditions:
+        """Encodes the portrait; keypoints and audio follow window by window."""
+        constant = self.denoising_unet.prepare_conditions(
+            self.encode_reference(image),
+            reference_attention_weight=options.reference_attention_weight,
+            audio_attention_weight=options.audio_attention_weight,
+        )
+
+        def encode(kps: Tensor) -> Tensor:
+            return rearrange(self.encode_kps(kps, image.height, image.width), "1 d f h w -> f d h w")
+
+        max_bytes = MAX_ROLLING_KPS_BYTES if keeps_latest else MAX_KPS_BYTES
+        return WindowConditions(self.denoising_unet, constant, KpsFeatures(encode, keeps_latest, max_bytes))
+
+    def _denoiser(self, conditions_of: Callable[[list[list[int]]], Conditions], options: SamplingOptions) -> Denoise:
+        """The denoising UNet with guidance."""
+        device, dtype = self._execution_device, self.denoising_unet.dtype
+
+        def predict(noisy: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+            return self.denoising_unet(noisy.to(device, dtype), timestep.to(device), conditions=conditions)
+
+        return guided(predict, conditions_of, options.guidance_scale, options.guidance)
+
+    def _sample_joint(
+        self,
+        image: Image.Image,
+        waveform: Tensor,
+        kps: Tensor,
+        noise: NoiseSource,
+        options: SamplingOptions,
+        generator: torch.Generator,
+        on_step: OnStep | None,
+    ) -> Tensor:
+        """All windows step by step."""
+        audio_tokens = self.encode_audio(waveform, len(kps), options.num_pad_audio_frames)
+        conditions = self._window_conditions(image, options).of_clip(kps, audio_tokens)
+        windows = context_windows(len(kps), options.context_frames, options.context_overlap)
+        rank, num_processes = group_rank()
+        total = self.num_timesteps * len(range(rank, len(windows), num_processes))
+        with self.progress_bar(total=total) as bar:
+            bar.set_description("denoising windows")
+
+            def watch(step: int, timestep: Tensor, current: Tensor) -> Tensor | None:
+                bar.set_postfix_str(f"step {step + 1} of {self.num_timesteps}")
+                return on_step(step, timestep, current) if on_step else None
+
+            return sample(
+                self._denoiser(conditions, options),
+                noise(len(kps)) * self.scheduler.init_noise_sigma,
+                self.scheduler,
+                windows,
+                windows_per_batch=options.windows_per_batch,
+                generator=generator,
+                on_window=bar.update,
+                on_step=watch,
+                interrupted=lambda: self.interrupt,
+            )
+
+    @torch.no_grad()
+    def _roll(
+        self,
+        image: Image.Image,
+        frames: Iterator[streaming.FrameInputs],
+        num_frames: int | None,
+        noise: NoiseSource,
+        options: SamplingOptions,
+        generator: torch.Generator,
+        on_step: OnStep | None = None,
+    ) -> Iterator[Tensor]:
+        """Latents of one window after the other; `num_frames`, where it is known, is for the progress bar."""
+        conditions = self._window_conditions(image, options, keeps_latest=True)
+        sizes = (options.context_frames, options.context_overlap)
+        windows = streaming.RollingWindows(frames, conditions, *sizes)
+        total = num_frames and self.num_timesteps * len(context_windows(num_frames, *sizes))
+        with self.progress_bar(total=total) as bar:
+            bar.set_description("denoising windows")
+            yield from roll(
+                self._denoiser(windows.conditions, options),
+                windows,
+                noise,
+                self.scheduler,
+                options.context_overlap,
+                generator=generator,
+                on_window=bar.update,
+                on_step=on_step,
+                interrupted=lambda: self.interrupt,
+            )
+
+    def _audio_stream(
+        self, piece_seconds: float, context_seconds: float, look_ahead_seconds: float, waveform: Tensor | None = None
+    ) -> AudioStream:
+        return AudioStream(
+            self.audio_encoder,
+            self.audio_processor,
+            piece_seconds=piece_seconds,
+            context_seconds=context_seconds,
+            look_ahead_seconds=look_ahead_seconds,
+            statistics=None if waveform is None else (float(waveform.mean()), float(waveform.var(unbiased=False))),
+            device=self._execution_device,
+        )
+
+    def _known_frames(self, waveform: Tensor, kps: Tensor, options: SamplingOptions) -> Iterator[streaming.FrameInputs]:
+        """Frames of a clip that is known in advance, of which no more is encoded than is asked for."""
+        receptive_field, hop = step_samples(self.audio_encoder.config)
+        num_states = max(0, len(waveform) - receptive_field) // hop + 1
+        return streaming.stream_frames(
+            [waveform],
+            self._audio_stream(KNOWN_PIECE_SECONDS, CONTEXT_SECONDS, CONTEXT_SECONDS, waveform),
+            FrameAudio(num_states / (STEPS_PER_FRAME * len(kps)), options.num_pad_audio_frames),
+            self.project_audio,
+            lambda number: kps[number],
+            lambda num_samples: len(kps),
+        )
