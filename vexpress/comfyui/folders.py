@@ -61,14 +61,14 @@ def old_model_folder(typed: str, pack_dir: Path, roots: Sequence[str | os.PathLi
     Raises:
         InputError: it leads elsewhere, or to no model.
     """
+    allowed = [pack_dir, *map(Path, roots)]
+    for root in allowed:
+        folder = _inside(root, typed.replace("\\", "/"))
+        if folder and (folder / WEIGHTS_DIR).is_dir():
+            return folder
     models = find_models(roots)
     if typed in models:
         return models[typed]
-    allowed = [pack_dir, *map(Path, roots)]
-    for root in allowed:
-        folder = (root / typed.replace("\\", "/")).resolve()
-        if folder.is_relative_to(root.resolve()) and (folder / WEIGHTS_DIR).is_dir():
-            return folder
     problem = f"is no folder of a model in {' or '.join(map(str, allowed))}. Get the released models with: "
     raise InputError(
         problem + f"vexpress download --model_dir {Path(roots[0]) / 'model_ckpts'}", "vexpress_model_path", typed
@@ -89,12 +89,20 @@ def file_in(folder: str | os.PathLike, name: str, field: str) -> Path:
     Raises:
         InputError: it is not there, or the name leads out of the folder.
     """
-    if "\0" in name:
-        raise InputError("is no file name", field, repr(name))
-    path = Path(folder, name).resolve()
-    if not path.is_relative_to(Path(folder).resolve()) or not path.is_file():
-        raise InputError(f"is no file in {folder}; upload it, or choose another", field, name)
+    path = _inside(Path(folder), name)
+    if path is None or not path.is_file():
+        raise InputError(f"is no file in {folder}; upload it, or choose another", field, repr(name))
     return path
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """What a relative path leads to, unless it leads out of the folder or cannot be a path."""
+    try:
+        path = (folder / name).resolve()
+        path.exists()  # a name may be too long
+    except (OSError, ValueError):
+        return None
+    return path if path.is_relative_to(folder.resolve()) else None
 
 
 def old_output_file(typed: str, output_dir: str | os.PathLike) -> Path:
@@ -108,15 +116,13 @@ def old_output_file(typed: str, output_dir: str | os.PathLike) -> Path:
     """
     output_dir = Path(output_dir).resolve()
     refusal = InputError(f"must be a file in {output_dir}", "output_path", repr(typed))
-    if "\0" in typed:
-        raise refusal
     if os.name != "nt" and PureWindowsPath(typed).drive:
         elsewhere = WINDOWS_OUTPUT.match(typed)
         if not elsewhere:
             raise refusal
         typed = elsewhere[1].replace("\\", "/")
-    path = (output_dir / typed).resolve()
-    if path == output_dir or not path.is_relative_to(output_dir):
+    path = _inside(output_dir, typed)
+    if path is None or path == output_dir:
         raise refusal
     return path if path.suffix.lower() == ".mp4" else path.with_name(f"{path.name}.mp4")
 

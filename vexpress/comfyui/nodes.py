@@ -48,7 +48,8 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        loading = [field for field in fields(SamplingOptions) if field.name in LOADER_OPTIONS]
+        dtype, stage = option_inputs(field for field in fields(SamplingOptions) if field.name in LOADER_OPTIONS)
+        dtype.tooltip = "number type of all networks; unset: what ComfyUI chooses for this device"
         return io.Schema(
             node_id="VExpress_LoadModel",
             display_name="V-Express Load Model",
@@ -60,7 +61,8 @@ class LoadModel(io.ComfyNode):
                     options=list(folders.find_models(host.model_roots())),
                     tooltip="Folder below models/vexpress; the embedded model knows drawn faces only",
                 ),
-                *option_inputs(loading),
+                dtype,
+                stage,
             ],
             outputs=[Model.Output("model", display_name="model")],
         )

@@ -20,7 +20,7 @@ from vexpress.options import MotionOptions, SamplingOptions
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
+UNSET = "unset"
 """What a node shows for an option that is not set, which is None in the table."""
 
 INPUT_NAMES = {
@@ -94,7 +94,7 @@ def options_of(table: type[Options], values: Mapping[str, Any]) -> Options:
         InputError: a value is out of bounds.
     """
     names = {field.name for field in fields(table)}
-    return table(**{name: None if value == AUTO else value for name, value in values.items() if name in names})
+    return table(**{name: None if value == UNSET else value for name, value in values.items() if name in names})
 
 
 def check_options(values: Mapping[str, Any]) -> bool | str:

@@ -7,7 +7,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from vexpress.comfyui import folders
-from vexpress.comfyui.values import AUTO
+from vexpress.comfyui.values import UNSET
 from vexpress.errors import InputError
 from vexpress.fields import kind_of
 
@@ -29,8 +29,8 @@ def _option_input(field: Field) -> io.Input:
     unit = f", in {facts['unit']}" if facts["unit"] else ""
     common = {"tooltip": facts["help"] + unit, "default": field.default}
     if facts["choices"]:
-        choices = [AUTO, *facts["choices"]] if facts["optional"] else list(facts["choices"])
-        made = io.Combo.Input(field.name, options=choices, **(common | {"default": field.default or AUTO}))
+        choices = [UNSET, *facts["choices"]] if facts["optional"] else list(facts["choices"])
+        made = io.Combo.Input(field.name, options=choices, **(common | {"default": field.default or UNSET}))
     elif kind is bool:
         made = io.Boolean.Input(field.name, **common)
     elif kind is int:
