@@ -152,8 +152,9 @@ write_video("output/demo.mp4", [np.full((32, 32, 3), LEVEL, np.uint8)] * 3, 25)
     (tmp_path / "work").mkdir()
     rows = startup.compare_checkouts({name: tmp_path / name for name in ("this", "other")}, 1, tmp_path / "work").rows
     assert [row[0] for row in rows] == ["this", "other"]
-    assert rows[1][3] == "1.000"
-    assert 7 <= int(rows[0][4]) <= 9
+    assert rows[1][2] == rows[1][4] == "1.000"
+    assert all(float(cell) > 0 for row in rows for cell in row[1:5])
+    assert 7 <= int(rows[0][5]) <= 9
 
 
 def test_a_program_that_fails_ends_the_benchmark(tmp_path):

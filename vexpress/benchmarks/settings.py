@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vexpress.fields import check_fields, option
-from vexpress.options import DTYPES
+from vexpress.options import DTYPES, SCHEDULERS
 
 SIZES = ("released", "tiny")
 
@@ -80,11 +80,23 @@ class StartupSettings(_Settings):
     other: str | None = option(None, "another checkout: default runs of both are compared", type=str)
 
 
+@dataclass(frozen=True)
+class MemorySettings(_Settings):
+    """Measures how memory grows with the length of a video."""
+
+    minutes: int = option(5, "length of the video that rolling sampling makes", low=2, high=600, unit="minutes")
+    motion: str = option("moving", "the head's", choices=("still", "moving"))
+    num_inference_steps: int = option(1, "denoising steps of rolling sampling", low=1, high=1000)
+    fps: float = option(30.0, "frames per second of joint sampling", low=1, high=240)
+    scheduler: str = option("ddim", "sampler of joint sampling", choices=SCHEDULERS)
+
+
 BENCHMARKS = {
     "unet": UNetSettings,
     "loading": LoadingSettings,
     "full_run": FullRunSettings,
     "data": DataSettings,
     "startup": StartupSettings,
+    "memory": MemorySettings,
 }
 """Module of this package -> its settings."""
