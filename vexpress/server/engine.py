@@ -176,7 +176,8 @@ class Engine:
                     self.turns.take(live=True)
                 if chunk is None:
                     return
-                yield chunk
+                if len(chunk):
+                    yield chunk
 
         def made() -> Iterator[np.ndarray]:
             points = lambda number: kps[_back_and_forth(number, len(kps))]  # noqa: E731

@@ -11,6 +11,7 @@ FIELD_NAMES = {
     "reference_image": "portrait",
     "audio_path": "audio",
     "audio_waveform": "audio",
+    "audio_chunks": "audio",
     "kps_path": "kps",
     "kps_sequence": "kps",
     "video_path": "driving_video",
