@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains a stage, on one process or on many GPUs and nodes; or all three in order.
+# Trains a stage, on one process or on many GPUs and nodes; or all stages in order.
 #
 #   ./train_stage.sh training_configs/stage_1.yaml [key=value ...]
-#   ./train_stage.sh --all training_configs [key=value ...]      # stage_1.yaml, stage_2.yaml, stage_3.yaml of a folder
+#   ./train_stage.sh --all training_configs [key=value ...]      # stage_1.yaml, stage_2.yaml, ... of a folder
 #
 # Environment, with defaults:
 #   HOST_GPU_NUM  processes on this node: the number of GPUs, or 1 without any
@@ -56,13 +56,13 @@ case "$1" in
     for override in "$@"; do
         case "$override" in
         init.* | output_dir=* | train_stage=*)
-            echo "error: $override would go to all three stages; set it in the stage's file in $folder" >&2
+            echo "error: $override would go to all stages; set it in the stage's file in $folder" >&2
             exit 2
             ;;
         esac
     done
-    for stage in stage_1 stage_2 stage_3; do
-        run "$folder/$stage.yaml" "$@"
+    for config in "$folder"/stage_[0-9].yaml; do
+        run "$config" "$@"
     done
     ;;
 *) run "$@" ;;

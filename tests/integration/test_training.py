@@ -6,17 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from omegaconf import OmegaConf
 
 from tests import tiny
 from tests.clips import write_dataset
+from tests.runs import ROOT, assert_equal, error, exported, largest_difference, run, start, wait_for, write_config
 from vexpress.cli import generate as inference
 from vexpress.cli import train
 from vexpress.cli.program import run_program
@@ -24,10 +22,8 @@ from vexpress.errors import InputError
 from vexpress.model_folder import ModelPaths
 from vexpress.training.config_file import load_config
 from vexpress.training.randomness import random_parts
-from vexpress.training.trainer import Trainer
 from vexpress.weights import load_networks
 
-ROOT = Path(__file__).parents[2]
 SAMPLES_DIR = tiny.SHARED_DIR / "samples"
 LIKE_SGD = ("solver.adam_epsilon=1", "solver.learning_rate=0.02")
 """Updates in proportion to gradients; Adam's own first steps follow their sign, however small they are. Not large ones:
@@ -46,59 +42,7 @@ def meta_path(tmp_path_factory):
 
 @pytest.fixture
 def config_path(tmp_path, model_dir, meta_path):
-    """Stage 3 from the tiny model: 2 samples of 2 frames, 2 updates."""
-    settings = {
-        "train_stage": "stage_3",
-        "output_dir": str(tmp_path / "run"),
-        "vae_model_path": str(model_dir / "sd-vae-ft-mse"),
-        "audio_model_path": str(model_dir / "wav2vec2-base-960h"),
-        "checkpointing_steps": 2,
-        "log_steps": 1,
-        "tracker": None,
-        "init": {"source": "stage", "path": str(model_dir)},
-        "data": {
-            "meta_paths": [str(meta_path)],
-            "train_width": 64,
-            "train_height": 64,
-            "train_bs": 2,
-            "num_frames": 2,
-            "lip_loss_weight": 100.0,
-            "kps_drop_rate": 0.5,
-            "reference_drop_rate": 0.2,
-            "flip_rate": 0.5,
-            "num_workers": 0,
-        },
-        "solver": {"max_train_steps": 2, "learning_rate": 1e-4},
-        "validation": {"steps": 0},
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(OmegaConf.to_yaml(settings))
-    return path
-
-
-def run(config_path: Path, *overrides: str) -> Trainer:
-    for state in (AcceleratorState, PartialState, GradientState):  # singletons of a process, and this is a new run
-        state._reset_state()
-    trainer = Trainer(load_config(config_path, overrides))
-    trainer.train()
-    return trainer
-
-
-def exported(folder: Path) -> dict[str, torch.Tensor]:
-    weights = {}
-    for path in sorted((folder / "export" / "v-express").glob("*.safetensors")):
-        weights |= {f"{path.stem}.{name}": tensor for name, tensor in safetensors.torch.load_file(path).items()}
-    return weights
-
-
-def assert_equal(first: dict, second: dict) -> None:
-    assert first.keys() == second.keys()
-    different = [name for name in first if not torch.equal(first[name], second[name])]
-    assert not different, different[:5]
-
-
-def largest_difference(first: dict, second: dict) -> float:
-    return max(float((first[name] - second[name]).abs().max()) for name in first)
+    return write_config(tmp_path, model_dir, meta_path)
 
 
 # ---- what is computed ------------------------------------------------------------------------------------------------
@@ -240,18 +184,6 @@ def test_conditions_are_dropped_at_their_rates(config_path, granularity):
 # ---- cutting off and going on ----------------------------------------------------------------------------------------
 
 
-def start(config_path: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "train.py"), "--config", str(config_path), *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.time() + 180
-    while not path.exists() and process.poll() is None and time.time() < deadline:
-        time.sleep(0.02)
-    assert path.exists(), process.communicate(timeout=10)[0]
-
-
 def test_killed_and_resumed_equals_uninterrupted(config_path, tmp_path):
     extras = ("solver.ema_decay=0.9", "solver.lr_scheduler=linear", "solver.lr_warmup_steps=3")
     whole = (f"output_dir={tmp_path / 'whole'}", "solver.max_train_steps=4", *extras)
@@ -378,16 +310,6 @@ def test_run_folder_tells_what_the_run_was(config_path, tmp_path):
         "data_seconds",
         "samples_per_second",
     } <= entry.keys()
-
-
-def error(config_path: Path, capsys, *overrides: str) -> str:
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
-    capsys.readouterr()
-    assert run_program(lambda: train.main(["--config", str(config_path), *overrides])) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
 
 
 def test_bad_input_is_one_line(config_path, tmp_path, capsys):

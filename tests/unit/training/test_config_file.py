@@ -1,14 +1,19 @@
 """Configurations: what ships is valid, and a typo never passes."""
 
+import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
 
+from vexpress import options
 from vexpress.errors import InputError
+from vexpress.training import stages
+from vexpress.training.config import TrainConfig
 from vexpress.training.config_file import REPLACED_KEYS, load_config, save_config
 
 CONFIGS_DIR = Path(__file__).parents[3] / "training_configs"
-SHIPPED = sorted(path for path in CONFIGS_DIR.rglob("*.yaml"))
+SHIPPED = sorted(path for path in CONFIGS_DIR.rglob("*.yaml") if path.stem.startswith(("base", "stage_")))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(CONFIGS_DIR)))
@@ -83,10 +88,74 @@ def test_keys_that_are_gone_say_what_replaced_them(key):
     assert REPLACED_KEYS[key] in str(caught.value)
 
 
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+
+
 def test_unreadable_files(tmp_path):
     cases = {"none.yaml": None, "list.yaml": "- 1", "broken.yaml": "a: [", "loop.yaml": "base: loop.yaml"}
+    cases |= {"bomb.yaml": BOMB, "itself.yaml": "a: &a [*a]", "deep.yaml": "[" * 10**5, "large.yaml": "a: 1\n" * 10**6}
+    cases |= {
+        "code.yaml": "a: !!python/object/apply:os.getcwd []",
+        "odd.yaml": "? [1]\n: 2",
+        "date.yaml": "a: 2001-13-99",
+    }
     for name, content in cases.items():
         if content is not None:
             (tmp_path / name).write_text(content)
         with pytest.raises(InputError, match=name):
             load_config(tmp_path / name)
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    with pytest.raises(InputError, match="binary.yaml"):
+        load_config(tmp_path / "binary.yaml")
+    with pytest.raises(InputError, match="config=None: must be a path"):
+        load_config(None)
+
+
+HOSTILE = ["nan", "inf", "-1", "1e400", "9" * 30, "9" * 5000, "x", "[]", "{}", "null", "'a\\0b'", "${oc.env:NO}", "${a"]
+HOSTILE += ["-inf", "???", "[1,[2]]", "true", "1.5", "2001-01-01", "${seed}", "!!python/name:os.system", ""]
+NUM_VALUES_PER_KEY = 3
+
+
+def leaves(config_class, prefix=""):
+    for entry in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(entry.type):
+            yield from leaves(entry.type, f"{prefix}{entry.name}.")
+        else:
+            yield f"{prefix}{entry.name}", entry
+
+
+def test_any_value_of_any_key_loads_or_is_one_line(tmp_path):
+    """And numbers are within the bounds at their field."""
+    (tmp_path / "empty.yaml").write_text("")
+    values = itertools.cycle(HOSTILE)
+    for key, field in leaves(TrainConfig):
+        assert field.metadata["help"]
+        for value in itertools.islice(values, NUM_VALUES_PER_KEY):
+            check_value(tmp_path / "empty.yaml", key, field, value)
+
+
+def check_value(path, key, field, value):
+    try:
+        config = load_config(path, [f"{key}={value}"])
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    part = config
+    for name in key.split("."):
+        part = getattr(part, name)
+    if isinstance(part, int | float) and not isinstance(part, bool):
+        assert field.metadata["low"] <= part <= field.metadata["high"]
+
+
+ODD_OVERRIDES = ["=", "=1", ".=1", "a.=1", "data=1", "data..x=1", "data.meta_paths.0=x", "[=1", "seed.x=1"]
+
+
+@pytest.mark.parametrize("override", ODD_OVERRIDES)
+def test_odd_overrides_are_one_line(override):
+    with pytest.raises(InputError) as caught:
+        load_config(CONFIGS_DIR / "stage_1.yaml", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_stages_are_named_in_one_place():
+    assert tuple(stages.STAGES) == options.STAGES
