@@ -207,7 +207,7 @@ def track_face(
     if not found:
         most = max(map(len, earlier), default=0)
         if most:
-            raise InputError(f"{field} shows at most {most} face(s) in a frame; they count from 0", "face", choose)
+            raise InputError(f"`{field}` shows at most {most} face(s) in a frame; they count from 0", "face", choose)
         raise InputError(f"no face was found in any of {num_frames} frames", field, value)
     # The chosen one may have been seen before there was a choice.
     first = min(found)
