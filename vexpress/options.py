@@ -24,6 +24,7 @@ RETARGET_STRATEGIES = (*RELEASED_STRATEGIES, "relative_retarget", "auto")
 MOTIONS = ("still", "natural")
 FACE_MODELS = ("insightface", "mtcnn")
 KPS_EXTEND = ("loop", "stretch", "hold")
+FACE_CHOICES = ("largest", "leftmost")  # or a number, from the left
 
 # Where an option takes effect: when the user's files are read, when the model is loaded, or in the pipeline's call.
 REQUEST, LOADING, CALL = "request", "loading", "call"

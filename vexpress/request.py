@@ -5,7 +5,7 @@ Every door comes through here: programs, validation in training, evaluation, and
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from os import PathLike
 from typing import Any
@@ -143,7 +143,11 @@ def prepare_request(
     is_natural = _moves_by_itself(request, build_motion is not None)
     if request.kps is None and request.strategy != "fix_face":
         raise InputError(f"`retarget_strategy` {request.strategy} needs `kps_path`; without one use fix_face")
-    audio = request.audio if isinstance(request.audio, Audio) else load_audio(request.audio)
+    audio = (
+        request.audio
+        if isinstance(request.audio, Audio)
+        else load_audio(request.audio, track=request.motion.audio_track)
+    )
     sequence = request.kps
     if sequence is not None and not isinstance(sequence, KpsSequence):
         sequence = load_kps(sequence)
@@ -280,5 +284,5 @@ def load_clip_inputs(
         raise InputError("holds keypoints that are not finite", "face_info", face_info)
     [portrait] = read_frames_at(video, [min(reference_frame, num_frames - 1)], "video")
     audio = load_audio(sound, "sound")
-    audio = Audio(audio.samples[:, : round(num_frames / info.fps * audio.sampling_rate_hz)], audio.sampling_rate_hz)
+    audio = replace(audio, samples=audio.samples[:, : round(num_frames / info.fps * audio.sampling_rate_hz)])
     return ClipInputs(Image.fromarray(portrait).resize(size, Image.Resampling.LANCZOS), audio, scaled, info.fps)

@@ -16,7 +16,7 @@ from vexpress.cli.program import set_up_logging
 from vexpress.errors import InputError
 from vexpress.fields import check_fields, option
 from vexpress.files import check_output_path, replacing
-from vexpress.options import FACE_MODELS
+from vexpress.options import FACE_CHOICES, FACE_MODELS
 
 if TYPE_CHECKING:  # at run time they are imported where they are used: the parser answers without them
     from vexpress.media.faces import Face, FaceDetector
@@ -58,8 +58,8 @@ class ExtractSettings:
 
     def __post_init__(self):
         check_fields(self)
-        if not self.face.isdecimal() and self.face not in ("largest", "leftmost"):
-            raise InputError("must be largest, leftmost or a number from 0 on", "face", self.face)
+        if not self.face.isdecimal() and self.face not in FACE_CHOICES:
+            raise InputError(f"must be {', '.join(FACE_CHOICES)} or a number from 0 on", "face", self.face)
 
     @property
     def face_choice(self) -> str | int:
@@ -78,9 +78,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--audio_save_path", help="sound to write: .wav, .flac, .mp3 or .m4a; unset: none")
     parser.add_argument("--device", choices=("cuda", "mps", "cpu"), help="unset: what is there")
     parser.add_argument("--gpu_id", type=int, default=0, help="index of the CUDA device")
-    parser.add_argument(
-        "--insightface_model_path", default=DEFAULT_FACE_MODELS, help="folder of insightface's models"
-    )
+    parser.add_argument("--insightface_model_path", default=DEFAULT_FACE_MODELS, help="folder of insightface's models")
     add_options(parser, dataclasses.fields(ExtractSettings))
     return parser
 

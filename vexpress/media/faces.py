@@ -10,6 +10,7 @@ import torch
 
 from vexpress.errors import InputError
 from vexpress.media.insightface_models import MODULES, InsightFace, find_model_dir
+from vexpress.options import FACE_CHOICES
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,6 @@ SMALL_FACE_SHARE = 0.1  # of the longer side of the picture
 FEW_PIXELS_SHARE = 0.125  # of the longer side of the video that is made: fewer px of face are a blurred face
 CROP_SCALE = 2.2  # side of a head-and-shoulders picture in sides of the face's box
 CROP_FACE_HEIGHT = 0.45  # where in the picture the middle of the face is, from the top
-FACE_CHOICES = ("largest", "leftmost")
 MAX_CHANGE = 0.5  # see _change; from one frame to the next, more than this is another person
 
 

@@ -8,7 +8,7 @@ since the detector sees the face larger there and its points jitter less.
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +166,7 @@ def cut_audio(audio: Audio, start_seconds: float, end_seconds: float) -> Audio:
     """Cuts out a stretch of sound, with silence where the sound is over."""
     start, stop = (round(seconds * audio.sampling_rate_hz) for seconds in (start_seconds, end_seconds))
     samples = audio.samples[:, start:stop]
-    return Audio(np.pad(samples, ((0, 0), (0, stop - start - samples.shape[1]))), audio.sampling_rate_hz)
+    return replace(audio, samples=np.pad(samples, ((0, 0), (0, stop - start - samples.shape[1]))))
 
 
 def check_speech(waveform: Tensor, sampling_rate_hz: int, settings: PrepareSettings) -> None:
