@@ -562,11 +562,17 @@ def test_a_job_has_a_time_limit(engine, tmp_path):
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
 def test_text_is_spoken(client):
     files = {"portrait": ("p.png", PNG)}
-    answer = client.post("/v1/videos", files=files, data={**QUICK, "text": "-x; $(touch /tmp/no) hello", "voice": "en-us"})
+    answer = client.post(
+        "/v1/videos", files=files, data={**QUICK, "text": "-x; $(touch /tmp/no) hello", "voice": "en-us"}
+    )
     assert answer.status_code == 202, answer.text
     job = finished(client, answer.json()["id"])
     assert job["video"]["num_frames"] > 3
-    for data, field in (({"text": "!!!"}, "text"), ({"text": "x" * 5000}, "text"), ({"text": "a", "voice": "-v"}, "voice")):
+    for data, field in (
+        ({"text": "!!!"}, "text"),
+        ({"text": "x" * 5000}, "text"),
+        ({"text": "a", "voice": "-v"}, "voice"),
+    ):
         answer = client.post("/v1/videos", files=files, data={**QUICK, **data})
         assert answer.status_code == 422
         assert answer.json()["error"]["field"] == field

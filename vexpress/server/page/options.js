@@ -1,7 +1,7 @@
 // The form of options, made of the service's table.
 const HIDDEN = ["seed", "auto_crop", "motion", "kps_fps", "audio_track"];
 const $ = (id) => document.getElementById(id);
-export const label = (name) => (name.charAt(0).toUpperCase() + name.slice(1)).replaceAll("_", " ").replace("fps", "frames per second");
+export const label = (name) => (name.charAt(0).toUpperCase() + name.slice(1)).replaceAll("_", " ").replace(/^Num /, "Number of ").replace("Fps", "Frames per second");
 
 export class Options {
   constructor(info, initial) {
