@@ -13,11 +13,10 @@ from torch import Tensor
 from vexpress.comfyui.keypoints import Report
 from vexpress.diffusion.latents import scale_latents
 from vexpress.diffusion.schedule import build_scheduler
-from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.sheets import frame_numbers, render_filmstrip
 from vexpress.options import SamplingOptions
 from vexpress.pipeline import VExpressPipeline
-from vexpress.request import ClipInputs, Request, prepare_request
+from vexpress.request import ClipInputs
 
 PREVIEW_SECONDS = 0.5  # between two previews of finished frames
 NUM_SHEET_FRAMES = 8
@@ -93,8 +92,7 @@ class Clip:
 
 def generate(
     pipeline: NodePipeline,
-    build_analyzer: Callable[[], FaceAnalyzer],
-    request: Request,
+    inputs: ClipInputs,
     options: SamplingOptions,
     report: Report,
     load: Callable[[int], None] = lambda num_bytes: None,
@@ -103,17 +101,14 @@ def generate(
 
     Args:
         pipeline: with its networks anywhere.
-        build_analyzer: gives the face detector.
-        request: portrait, audio and keypoints.
+        inputs: from `prepare_request`.
         options: how to sample.
         report: told of every window and every frame, see `vexpress.comfyui.keypoints.Report`.
-        load: brings the networks to where they work, with this much memory free beside them; called once the user's
-            inputs are known to be good.
+        load: brings the networks to where they work, with this much memory free beside them.
 
     Raises:
-        InputError: the inputs cannot be used.
+        InputError: the model cannot do this.
     """
-    inputs = prepare_request(request, options, build_analyzer)
     load(memory_needed(options, pipeline.dtype.itemsize))
     pipeline.report, pipeline.progress = report, None
     pipeline.scheduler = build_scheduler(options.scheduler)

@@ -19,8 +19,11 @@ from torch import nn
 from vexpress.comfyui.generation import NodePipeline
 from vexpress.comfyui.keypoints import Report
 from vexpress.devices import DTYPES
-from vexpress.media.faces import FaceAnalyzer
+from vexpress.media.faces import FaceDetector
+from vexpress.media.mtcnn import load_face_detector
 from vexpress.model_folder import LAYOUT, ModelPaths
+from vexpress.options import SamplingOptions
+from vexpress.request import ClipInputs, Request, SpeechMotion, prepare_request
 
 MODELS = "vexpress"
 """The folder below models/, and the key of extra_model_paths.yaml."""
@@ -57,17 +60,19 @@ class LoadedModel:
     Args:
         folder: in the released layout.
         dtype: key of `DTYPES`, or None for what ComfyUI chooses for this device.
-        test_stage: see `vexpress.options`.
+        test_stage: see `vexpress.options`, likewise `face_models`.
 
     Raises:
         InputError: a part is missing or does not fit.
     """
 
-    def __init__(self, folder: Path, dtype: str | None = None, test_stage: str = "stage_3"):
-        paths = ModelPaths.from_model_dir(folder)
-        self.folder, device = folder, management.get_torch_device()
+    def __init__(
+        self, folder: Path, dtype: str | None = None, test_stage: str = "stage_3", face_models: str | None = None
+    ):
+        self.paths, self.folder, self.face_models = ModelPaths.from_model_dir(folder), folder, face_models
+        device = management.get_torch_device()
         torch_dtype = DTYPES[dtype] if dtype else management.unet_dtype(device, supported_dtypes=[*DTYPES.values()])
-        self.pipeline = NodePipeline.from_released(paths, torch_dtype, "cpu", test_stage)
+        self.pipeline = NodePipeline.from_released(self.paths, torch_dtype, "cpu", test_stage)
         networks = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
         offload_device = management.unet_offload_device()
         self._patchers = [ModelPatcher(_held(network), device, offload_device) for network in networks]
@@ -77,18 +82,23 @@ class LoadedModel:
         management.load_models_gpu(self._patchers, memory_required=num_bytes, force_full_load=True)
 
     @cached_property
-    def face_analyzer(self) -> FaceAnalyzer:
-        """The model's face detector; see `build_face_analyzer`."""
-        return build_face_analyzer(self.folder)
+    def face_detector(self) -> FaceDetector:
+        """The model's face detector; see `build_face_detector`."""
+        return build_face_detector(self.folder, self.face_models)
+
+    def prepare(self, request: Request, options: SamplingOptions) -> ClipInputs:
+        """See `prepare_request`; motion from speech is made on the CPU, by networks that are not kept."""
+        build_motion = (lambda: SpeechMotion(self.paths)) if self.paths.head_motion_path.exists() else None
+        return prepare_request(request, options, lambda: self.face_detector, build_motion)
 
 
-def build_face_analyzer(folder: Path) -> FaceAnalyzer:
+def build_face_detector(folder: Path, face_models: str | None = None) -> FaceDetector:
     """The face detector of a model folder.
 
     Raises:
         InputError: it is missing or damaged.
     """
-    return FaceAnalyzer(folder / LAYOUT["insightface_model_path"], management.get_torch_device())
+    return load_face_detector(face_models, folder / LAYOUT["insightface_model_path"], management.get_torch_device())
 
 
 def node_report() -> Report:

@@ -1,5 +1,6 @@
 """Nodes that find, read, change and show keypoints."""
 
+from dataclasses import fields
 from typing import Any
 
 import folder_paths
@@ -8,9 +9,9 @@ from comfy_api.latest import Input, io
 
 from vexpress.comfyui import folders, host, keypoints
 from vexpress.comfyui.values import node_words, to_picture
-from vexpress.comfyui.widgets import CATEGORY, Kps, Model, check_input_file
+from vexpress.comfyui.widgets import CATEGORY, Kps, Model, check_input_file, option_inputs
 from vexpress.media.keypoints import KPS_SUFFIXES, KpsSequence
-from vexpress.options import RETARGET_STRATEGIES
+from vexpress.options import RETARGET_STRATEGIES, MotionOptions
 
 MAX_GAP_FRAMES = 12
 
@@ -42,7 +43,7 @@ class KpsFromVideo(io.ComfyNode):
     @classmethod
     def execute(cls, model: host.LoadedModel, video: Input.Video, max_gap: int) -> io.NodeOutput:
         with node_words():
-            analyzer, report = model.face_analyzer, host.node_report()
+            analyzer, report = model.face_detector, host.node_report()
             return io.NodeOutput(keypoints.kps_of_video(host.video_file(video), analyzer, max_gap, report))
 
 
@@ -106,7 +107,7 @@ class KpsFromImage(io.ComfyNode):
     @classmethod
     def execute(cls, model: host.LoadedModel, image: torch.Tensor) -> io.NodeOutput:
         with node_words():
-            return io.NodeOutput(keypoints.kps_of_picture(to_picture(image, "image"), model.face_analyzer))
+            return io.NodeOutput(keypoints.kps_of_picture(to_picture(image, "image"), model.face_detector))
 
 
 class RetargetKps(io.ComfyNode):
@@ -126,18 +127,22 @@ class RetargetKps(io.ComfyNode):
                 io.Combo.Input(
                     "retarget_strategy",
                     options=list(RETARGET_STRATEGIES),
-                    default="naive_retarget",
-                    tooltip="naive_retarget: all motion, scaled to the portrait's face; offset_retarget: half of the "
-                    "nose's motion; fix_face: a still head; no_retarget: as it is",
+                    default="auto",
+                    tooltip="relative_retarget: the portrait's own geometry, moved as the driving head moves; "
+                    "naive_retarget: all motion, scaled; offset_retarget: half of the nose's motion; fix_face: a still "
+                    "head; no_retarget: as it is; auto: relative_retarget where the faces differ",
                 ),
+                *option_inputs(field for field in fields(MotionOptions) if field.name == "kps_smoothing"),
             ],
             outputs=[Kps.Output("retargeted", display_name="kps")],
         )
 
     @classmethod
-    def execute(cls, kps: KpsSequence, portrait_kps: KpsSequence, retarget_strategy: str) -> io.NodeOutput:
+    def execute(
+        cls, kps: KpsSequence, portrait_kps: KpsSequence, retarget_strategy: str, kps_smoothing: float
+    ) -> io.NodeOutput:
         with node_words():
-            return io.NodeOutput(keypoints.carry_over(kps, portrait_kps, retarget_strategy))
+            return io.NodeOutput(keypoints.carry_over(kps, portrait_kps, retarget_strategy, kps_smoothing))
 
 
 class DrawKps(io.ComfyNode):

@@ -1,5 +1,6 @@
 """Keypoints in nodes: found in videos and pictures, carried over, drawn."""
 
+import logging
 from collections.abc import Callable, Iterator
 from os import PathLike
 
@@ -9,9 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from vexpress.errors import InputError
-from vexpress.media.faces import Face, FaceAnalyzer, head_and_shoulders_box, track_face
+from vexpress.media.faces import Face, FaceDetector, head_and_shoulders_box, track_face
 from vexpress.media.keypoints import KpsSequence, fit_to_clip, load_kps, render_v_kps, retarget
+from vexpress.media.retargeting import choose_strategy, relative_retarget
 from vexpress.media.video import constant_rate, probe_video, read_frames
+
+logger = logging.getLogger(__name__)
 
 Report = Callable[..., None]
 """Called with what is done, of how much, and perhaps a picture of it, between any two pieces of work; may raise."""
@@ -20,7 +24,7 @@ DEFAULT_SIZE_PX = 512
 """Side of a picture of keypoints that do not say what they are px of."""
 
 
-def kps_of_video(video: str | PathLike, analyzer: FaceAnalyzer, max_gap: int, report: Report) -> KpsSequence:
+def kps_of_video(video: str | PathLike, analyzer: FaceDetector, max_gap: int, report: Report) -> KpsSequence:
     """Follows the face of a video, at its own frame rate and size.
 
     Args:
@@ -45,7 +49,7 @@ def kps_of_video(video: str | PathLike, analyzer: FaceAnalyzer, max_gap: int, re
     return KpsSequence(torch.from_numpy(kps[:, :3].copy()), float(info.fps), info.height, info.width)
 
 
-def kps_of_picture(picture: Image.Image, analyzer: FaceAnalyzer, field: str = "image") -> KpsSequence:
+def kps_of_picture(picture: Image.Image, analyzer: FaceDetector, field: str = "image") -> KpsSequence:
     """The keypoints of the largest face, as a sequence of one frame without a rate.
 
     Raises:
@@ -69,14 +73,27 @@ def kps_of_file(path: str | PathLike, kps_fps: float) -> KpsSequence:
     return KpsSequence(sequence.kps, kps_fps or sequence.fps, sequence.height, sequence.width)
 
 
-def carry_over(driving: KpsSequence, portrait: KpsSequence, strategy: str) -> KpsSequence:
+def carry_over(driving: KpsSequence, portrait: KpsSequence, strategy: str, smoothing: float) -> KpsSequence:
     """Retargets driving keypoints to the face of a portrait, frame by frame at their own rate.
+
+    Args:
+        driving: the motion.
+        portrait: its first frame is the face.
+        strategy: one of RETARGET_STRATEGIES.
+        smoothing: strength of relative_retarget's smoothing.
 
     Raises:
         InputError: a face has no size.
     """
     height, width = portrait.height or driving.height, portrait.width or driving.width
-    kps = retarget(_scaled(driving, height, width), portrait.kps[0], strategy)
+    kps, face = _scaled(driving, height, width), portrait.kps[0]
+    if strategy == "auto":
+        strategy, why = choose_strategy(kps, face)
+        logger.info("`retarget_strategy` %s: %s", strategy, why)
+    if strategy == "relative_retarget":
+        kps = relative_retarget(kps, face, smoothing).float()
+    else:
+        kps = retarget(kps, face, strategy)
     return KpsSequence(kps, driving.fps, height, width)
 
 
@@ -95,7 +112,7 @@ def render_sequence(sequence: KpsSequence, height: int, width: int) -> Tensor:
     return images
 
 
-def crop_portrait(picture: Image.Image, analyzer: FaceAnalyzer) -> Image.Image:
+def crop_portrait(picture: Image.Image, analyzer: FaceDetector) -> Image.Image:
     """Cuts out head and shoulders.
 
     Raises:

@@ -22,23 +22,24 @@ from vexpress.model_folder import EMBEDDED_MODEL_DIR
 from vexpress.options import MotionOptions, SamplingOptions
 from vexpress.request import Request
 
-LOADER_OPTIONS = ("dtype", "test_stage")
+TABLES = (SamplingOptions, MotionOptions)
+LOADER_OPTIONS = ("dtype", "test_stage", "face_models")
 """Options that take effect when a model is loaded; a sampler's scheduler can change without that."""
-MOTION_OPTIONS = ("retarget_strategy", "kps_extend")
-"""What a sampler does with keypoints; the rest of `MotionOptions` are nodes of their own."""
+NODES_OF_THEIR_OWN = ("auto_crop", "kps_fps", "audio_track")
+"""Options that other nodes have."""
 SAMPLER_ORDER = (
     *("image_width", "image_height", "fps", "seed", "num_inference_steps", "guidance_scale", "retarget_strategy"),
     *("reference_attention_weight", "audio_attention_weight", "scheduler", "guidance", "shared_noise"),
     *("context_frames", "context_overlap", "num_pad_audio_frames", "median_filter", "denoise_threshold"),
-    *("windows_per_batch", "kps_extend", "sampling"),
+    *("windows_per_batch", "kps_extend", "sampling", "motion", "motion_strength", "kps_smoothing"),
 )
 """Workflows hold the values of widgets by position: this order is for ever, and new options come after it."""
 
 
 def sampler_fields() -> list[Field]:
     """The options that a sampler has, in the order of its widgets."""
-    options = [field for field in fields(SamplingOptions) if field.name not in LOADER_OPTIONS]
-    options += [field for field in fields(MotionOptions) if field.name in MOTION_OPTIONS]
+    elsewhere = (*LOADER_OPTIONS, *NODES_OF_THEIR_OWN)
+    options = [field for table in TABLES for field in fields(table) if field.name not in elsewhere]
     known = {name: place for place, name in enumerate(SAMPLER_ORDER)}
     return sorted(options, key=lambda field: known.get(field.name, len(known)))
 
@@ -48,7 +49,8 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        dtype, stage = option_inputs(field for field in fields(SamplingOptions) if field.name in LOADER_OPTIONS)
+        loading = [field for table in TABLES for field in fields(table) if field.name in LOADER_OPTIONS]
+        dtype, *others = option_inputs(loading)
         dtype.tooltip = "number type of all networks; unset: what ComfyUI chooses for this device"
         return io.Schema(
             node_id="VExpress_LoadModel",
@@ -62,7 +64,7 @@ class LoadModel(io.ComfyNode):
                     tooltip="Folder below models/vexpress; the embedded model knows drawn faces only",
                 ),
                 dtype,
-                stage,
+                *others,
             ],
             outputs=[Model.Output("model", display_name="model")],
         )
@@ -82,9 +84,9 @@ class LoadModel(io.ComfyNode):
     @classmethod
     def execute(cls, model_folder: str, **values: Any) -> io.NodeOutput:
         with node_words():
-            options = options_of(SamplingOptions, values)
+            options, motion = options_of(SamplingOptions, values), options_of(MotionOptions, values)
             folder = folders.model_folder(model_folder, host.model_roots())
-            return io.NodeOutput(host.LoadedModel(folder, options.dtype, options.test_stage))
+            return io.NodeOutput(host.LoadedModel(folder, options.dtype, options.test_stage, motion.face_models))
 
 
 class CropPortrait(io.ComfyNode):
@@ -104,7 +106,7 @@ class CropPortrait(io.ComfyNode):
     @classmethod
     def execute(cls, model: host.LoadedModel, image: torch.Tensor) -> io.NodeOutput:
         with node_words():
-            portrait = keypoints.crop_portrait(to_picture(image, "image"), model.face_analyzer)
+            portrait = keypoints.crop_portrait(to_picture(image, "image"), model.face_detector)
         return io.NodeOutput(to_batch([portrait]))
 
 
@@ -122,6 +124,8 @@ class _Sampler(io.ComfyNode):
         context_overlap: int | None = None,
         retarget_strategy: str | None = None,
         kps_extend: str | None = None,
+        sampling: str | None = None,
+        motion: str | None = None,
     ) -> bool | str:
         # What ComfyUI checks itself is not named here: a message would stand at every input that is.
         return check_options({name: value for name, value in locals().items() if name != "cls"})
@@ -280,9 +284,8 @@ def make_clip(
     """Denoises what a sampler's inputs describe, in ComfyUI's memory and with its progress."""
     options, motion = options_of(SamplingOptions, values), options_of(MotionOptions, values)
     request = Request(to_picture(portrait, "portrait"), to_audio(audio), kps, motion)
-    report = host.node_report()
-    clip = generate(model.pipeline, lambda: model.face_analyzer, request, options, report, model.load)
-    return clip, options
+    report, inputs = host.node_report(), model.prepare(request, options)
+    return generate(model.pipeline, inputs, options, report, model.load), options
 
 
 def used_kps(clip: Clip) -> KpsSequence:

@@ -19,7 +19,7 @@ from vexpress.errors import InputError
 from vexpress.files import check_output_path
 from vexpress.media.keypoints import KPS_SUFFIXES, save_kps
 from vexpress.media.video import write_video
-from vexpress.options import RETARGET_STRATEGIES, MotionOptions, SamplingOptions
+from vexpress.options import RELEASED_STRATEGIES, MotionOptions, SamplingOptions
 from vexpress.request import Request
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class LoadKpsPathFromVideo(_FileNode):
         name = hashlib.sha256(folders.fingerprint(video).encode()).hexdigest()[:16]
         path = folder / f"{video.stem[:100]}_{name}_kps.npz"
         with node_words():
-            analyzer = host.build_face_analyzer(find_model(vexpress_model_path))
+            analyzer = host.build_face_detector(find_model(vexpress_model_path))
             sequence = keypoints.kps_of_video(video, analyzer, MAX_GAP_FRAMES, host.node_report())
         save_kps(path, sequence)
         return io.NodeOutput(str(path))
@@ -254,7 +254,7 @@ class Sampler(io.ComfyNode):
                 ImagePath.Input("ref_image_path"),
                 io.String.Input("output_path", default="vexpress.mp4", tooltip="File in ComfyUI's output folder"),
                 Integer.Input("image_size"),
-                io.Combo.Input("retarget_strategy", options=list(RETARGET_STRATEGIES), default="fix_face"),
+                io.Combo.Input("retarget_strategy", options=list(RELEASED_STRATEGIES), default="fix_face"),
                 io.Float.Input("fps", default=30.0, min=20.0, max=60.0),
                 *old_option_inputs(*SAMPLER_NAMES[:4]),
                 io.Int.Input("context_stride", default=1, min=1, tooltip="Only 1 is supported; others count as 1"),
@@ -300,8 +300,8 @@ class Sampler(io.ComfyNode):
             check_output_path(path, "output_path", given)
             options = options_of(SamplingOptions, {"image_width": image_size, "image_height": image_size, **values})
             request = Request(*given, MotionOptions(retarget_strategy=retarget_strategy, kps_extend="stretch"))
-            report = host.node_report()
-            clip = generate(model.pipeline, lambda: model.face_analyzer, request, options, report, model.load)
+            report, inputs = host.node_report(), model.prepare(request, options)
+            clip = generate(model.pipeline, inputs, options, report, model.load)
             write_video(path, clip.frames, options.fps, clip.inputs.audio, metadata=host.workflow_metadata(cls.hidden))
         return io.NodeOutput(str(path), ui=shown_video(path))
 

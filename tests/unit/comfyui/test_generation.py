@@ -18,7 +18,7 @@ from vexpress.comfyui.generation import (
 from vexpress.media.audio import Audio
 from vexpress.media.keypoints import KpsSequence
 from vexpress.options import MotionOptions, SamplingOptions
-from vexpress.request import Request
+from vexpress.request import ClipInputs, Request, prepare_request
 
 NUM_FRAMES = 10
 OPTIONS = SamplingOptions(
@@ -32,13 +32,14 @@ def pipeline() -> NodePipeline:
 
 
 @pytest.fixture
-def request_() -> Request:
+def inputs() -> ClipInputs:
     rng = np.random.default_rng(0)
     kps = torch.tensor([[20.0, 20], [40, 20], [30, 30]]).expand(NUM_FRAMES, -1, -1)
     sound = rng.normal(0, 0.1, (1, 16000)).astype(np.float32)
     portrait = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     motion = MotionOptions(retarget_strategy="no_retarget")
-    return Request(portrait, Audio(sound, 16000), KpsSequence(kps, 10.0, 64, 64), motion)
+    request = Request(portrait, Audio(sound, 16000), KpsSequence(kps, 10.0, 64, 64), motion)
+    return prepare_request(request, OPTIONS, no_faces)
 
 
 def no_faces():
@@ -46,10 +47,10 @@ def no_faces():
 
 
 @pytest.mark.parametrize("sampling", ["joint", "rolling"])
-def test_every_window_and_frame_is_reported(pipeline, request_, sampling):
+def test_every_window_and_frame_is_reported(pipeline, inputs, sampling):
     told = []
     options = OPTIONS.changed(sampling=sampling)
-    clip = generate(pipeline, no_faces, request_, options, lambda *values: told.append(values))
+    clip = generate(pipeline, inputs, options, lambda *values: told.append(values))
     frames = list(clip.frames)
     assert len(frames) == NUM_FRAMES and frames[0].shape == (64, 64, 3)
     windows = [done for done, total, _ in told if total == 2 * 4]  # steps x windows
@@ -60,8 +61,8 @@ def test_every_window_and_frame_is_reported(pipeline, request_, sampling):
     assert sum(preview is not None for _, _, preview in told) >= 2
 
 
-def test_the_frames_are_the_packages(pipeline, request_):
-    clip = generate(pipeline, no_faces, request_, OPTIONS, lambda *_: None)
+def test_the_frames_are_the_packages(pipeline, inputs):
+    clip = generate(pipeline, inputs, OPTIONS, lambda *_: None)
     rate = pipeline.audio_processor.sampling_rate
     expected = tiny.pipeline()(**clip.inputs.pipeline_arguments(rate), options=OPTIONS, output_type="generator").frames
     assert all(np.array_equal(one, other) for one, other in zip(clip.frames, expected, strict=True))
@@ -69,7 +70,7 @@ def test_the_frames_are_the_packages(pipeline, request_):
 
 @pytest.mark.parametrize("sampling", ["joint", "rolling"])
 @pytest.mark.parametrize("last", [3, 11])
-def test_a_report_ends_the_work_at_once(pipeline, request_, last, sampling):
+def test_a_report_ends_the_work_at_once(pipeline, inputs, last, sampling):
     told = []
 
     class Stop(Exception):
@@ -81,20 +82,20 @@ def test_a_report_ends_the_work_at_once(pipeline, request_, last, sampling):
             raise Stop
 
     with pytest.raises(Stop):
-        list(generate(pipeline, no_faces, request_, OPTIONS.changed(sampling=sampling), report).frames)
+        list(generate(pipeline, inputs, OPTIONS.changed(sampling=sampling), report).frames)
     assert len(told) == last
-    again = generate(pipeline, no_faces, request_, OPTIONS, lambda *_: None)
+    again = generate(pipeline, inputs, OPTIONS, lambda *_: None)
     assert len(list(again.frames)) == NUM_FRAMES
 
 
-def test_networks_are_loaded_after_the_inputs_are_known_to_be_good(pipeline, request_):
+def test_networks_are_loaded_before_the_work(pipeline, inputs):
     order = []
 
     class Report:
         def __call__(self, *_):
             order.append("work")
 
-    generate(pipeline, no_faces, request_, OPTIONS, Report(), lambda num_bytes: order.append(num_bytes))
+    generate(pipeline, inputs, OPTIONS, Report(), lambda num_bytes: order.append(num_bytes))
     assert isinstance(order[0], int) and order[1] == "work"
 
 

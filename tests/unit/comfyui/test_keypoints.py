@@ -60,8 +60,16 @@ def test_motion_is_carried_over_to_a_portrait_of_another_size():
         torch.tensor([[[20.0, 20], [40, 20], [30, 30]], [[22, 20], [42, 20], [32, 30]]]), 25.0, 60, 60
     )
     portrait = KpsSequence(torch.tensor([[[200.0, 200], [400, 200], [300, 300]]]), None, 600, 600)
-    moved = keypoints.carry_over(driving, portrait, "naive_retarget")
+    moved = keypoints.carry_over(driving, portrait, "naive_retarget", 1.0)
     assert torch.allclose(moved.kps, driving.kps * 10) and (moved.fps, moved.height, moved.width) == (25.0, 600, 600)
+
+
+@pytest.mark.parametrize("strategy", ["relative_retarget", "auto"])
+def test_motion_is_carried_over_relative_to_rest(strategy):
+    driving = KpsSequence(torch.tensor([[20.0, 20], [40, 20], [30, 30]]).expand(30, -1, -1), 25.0, 60, 60)
+    portrait = KpsSequence(torch.tensor([[[30.0, 30], [44, 30], [37, 40]]]), None, 60, 60)
+    moved = keypoints.carry_over(driving, portrait, strategy, 1.0)
+    assert torch.allclose(moved.kps, portrait.kps.expand_as(moved.kps), atol=1e-3) and moved.kps.dtype == torch.float32
 
 
 def test_pictures_of_keypoints_are_the_models_own():
