@@ -1,0 +1,116 @@
+"""Every example workflow, and one of the old pack, to a video that is read back."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from tests.comfyui import prompts
+from tests.comfyui.conftest import EXAMPLES, SECONDS
+from tests.comfyui.record import RECORD, our_nodes
+from tests.comfyui.server import ROOT, error_of
+from tests.comfyui.workflow import to_prompt
+from vexpress.media.audio import load_audio
+from vexpress.media.video import probe_video, read_frames
+
+WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+FPS = 30
+
+
+def videos(server, outputs: dict) -> list:
+    """Files of all videos that nodes show."""
+    shown = [one for content in outputs.values() for one in content.get("images", [])]
+    return [server.shown_file(one) for one in shown if one["filename"].endswith(".mp4")]
+
+
+def check_video(path, seconds: float = SECONDS, size: int = 96) -> None:
+    info = probe_video(path)
+    frames = [frame for _, frame in read_frames(path)]
+    assert (info.width, info.height, info.fps) == (size, size, FPS)
+    assert len(frames) == round(seconds * FPS)
+    assert load_audio(path).duration_seconds == pytest.approx(len(frames) / FPS, abs=0.03)
+    assert np.std(frames[0]) > 10  # a picture, not grey
+
+
+def test_nodes_are_as_recorded(comfyui, tmp_path, object_info):
+    ours = our_nodes(object_info)
+    recorded = json.loads(RECORD.read_text())
+    assert set(ours) == set(recorded), "run: python -m tests.comfyui.record"
+    for name, info in recorded.items():
+        assert ours[name]["input_order"] == info["input_order"]
+        assert {**ours[name], "input": None} == {**info, "input": None}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_example_workflows_make_a_video(server, object_info, path):
+    prompt = to_prompt(json.loads(path.read_text()), object_info)
+    for node in prompt.values():
+        if "num_inference_steps" in node["inputs"]:
+            node["inputs"]["num_inference_steps"] = 2
+    [video] = videos(server, server.run(prompt))
+    check_video(video, load_audio(EXAMPLES / "speech.wav").duration_seconds if path.stem == "demo" else SECONDS)
+
+
+def test_example_workflows_are_in_the_template_browser(server):
+    assert set(server.get("/workflow_templates")["vexpress"]) == {path.stem for path in WORKFLOWS}
+
+
+@pytest.mark.parametrize(
+    "output_path", ["E:\\ComfyUI_windows_portable\\ComfyUI\\output\\old.mp4", "{output}/old.mp4", "old"]
+)
+def test_a_workflow_of_the_old_pack_runs_unchanged(server, object_info, output_path):
+    """With models in the old layout, below models/vexpress."""
+    folder = server.base_dir / "models" / "vexpress" / "model_ckpts"
+    if not folder.exists():
+        shutil.copytree(ROOT / "vexpress" / "demo_pack", folder)
+    output_dir = server.base_dir / "output"
+    (output_dir / "old.mp4").unlink(missing_ok=True)
+    workflow = prompts.old_workflow(output_path.format(output=output_dir))
+    outputs = server.run(to_prompt(workflow, object_info))
+    assert set(videos(server, outputs)) == {output_dir / "old.mp4"} and set(outputs) == {"7", "8"}
+    check_video(output_dir / "old.mp4")
+
+
+@pytest.mark.parametrize("output_path", ["/tmp/old.mp4", "../old.mp4", "C:\\Users\\me\\old.mp4", ""])
+def test_outputs_of_the_old_pack_elsewhere_are_refused(server, object_info, output_path):
+    prompt = to_prompt(prompts.old_workflow(output_path), object_info)
+    status, answer = server.post("/prompt", {"prompt": prompt})
+    assert status == 400
+    details = [error["details"] for error in answer["node_errors"]["7"]["errors"]]
+    assert any("output_path" in one and "must be a file in" in one for one in details)
+
+
+@pytest.mark.parametrize("model", ["../../../etc", "/etc", "nobody"])
+def test_models_of_the_old_pack_elsewhere_are_refused(server, object_info, model):
+    prompt = to_prompt(prompts.old_workflow("old.mp4", model), object_info)
+    history = server.wait(server.submit(prompt))
+    assert "is no folder of a model" in error_of(history) and "vexpress download" in error_of(history)
+
+
+def test_a_node_makes_the_programs_video(server, object_info, comfyui, tmp_path):
+    """Bit by bit, with the same interpreter."""
+    prompt = prompts.talking_portrait(object_info, seed=7)
+    prompt["kps"] = {"class_type": "VExpress_LoadKps", "inputs": {"file": "driving_kps.npz", "kps_fps": 0.0}}
+    prompt["sampler"]["inputs"] |= {"kps": ["kps", 0], "retarget_strategy": "naive_retarget"}
+    [video] = videos(server, server.run(prompt))
+    inputs = server.base_dir / "input"
+    flags = ["--reference_image_path", inputs / "portrait.png", "--audio_path", inputs / "speech.wav"]
+    flags += ["--kps_path", inputs / "driving_kps.npz", "--retarget_strategy", "naive_retarget"]
+    flags += ["--output_path", tmp_path / "video.mp4", "--num_inference_steps", "2", "--seed", "7"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [comfyui[1], "-m", "vexpress", "generate", *flags]
+    subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, check=True, capture_output=True)
+    pairs = zip(read_frames(video), read_frames(tmp_path / "video.mp4"), strict=True)
+    assert all(np.array_equal(one, other) for (_, one), (_, other) in pairs)
+
+
+def test_a_video_holds_its_workflow(server, object_info):
+    import av
+
+    prompt = prompts.talking_portrait(object_info, seed=8)
+    [video] = videos(server, server.run(prompt))
+    with av.open(str(video)) as container:
+        assert json.loads(container.metadata["prompt"])["sampler"]["inputs"]["seed"] == 8
