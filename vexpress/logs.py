@@ -1,6 +1,7 @@
 """Log lines: how they look, where they go, and which libraries are kept quiet."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -27,6 +28,8 @@ def set_up_logging(level: int = logging.INFO, name_of: Callable[[str], str] = st
         level: least that is shown.
         name_of: a field's name -> what users call it, such as a flag.
     """
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # they set their own level when they are imported
+        os.environ.setdefault(name, "error")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(name_of))
     logging.basicConfig(level=level, handlers=[handler], force=True)
