@@ -1,72 +1,40 @@
 """scripts/prepare_dataset on small generated videos, with the test face models and a tiny audio encoder."""
 
-import importlib.util
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from tests import tiny
-from tests.face_models import build_face_models, draw_face
-from vexpress.cli.program import run_program
+from tests.integration.prepare_runs import (
+    FPS,
+    LIMITS,
+    RATE_HZ,
+    SIZE,
+    clips_of,
+    make_video,
+    records_of,
+    rejections_of,
+    run_script,
+    state_of,
+    write_models,
+)
 from vexpress.data.formats import FaceInfo, load_audio_embeds, load_face_info, load_metadata, save_face_info
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.faces import FaceAnalyzer
-from vexpress.media.video import probe_video, read_frames, write_video
+from vexpress.media.video import probe_video, read_frames
 
-SCRIPTS_DIR = Path(__file__).parents[2] / "scripts" / "prepare_dataset"
 TRAINING_CLIP_DIR = tiny.SHARED_DIR / "samples" / "training_clip"
-FPS, SIZE, RATE_HZ = 4, 256, 16000  # a rate that costs no import of librosa
-SKIN = (150, 140, 130)
-LIMITS = {
-    "fps": FPS,
-    "size": SIZE,
-    "min_clip_seconds": 1,
-    "max_clip_seconds": 2,
-    "min_face_px": 60,
-    "min_resolution": 200,
-    "max_gap": 2,
-    "max_bad_fraction": 0.2,
-}
 TALK, ODD, CUT = "talk one.mp4", "sub dir/ünï 'quoted' \"x\".mkv", os.fsdecode(b"cut-\xff.mp4")
-
-
-def speech(seconds: float) -> Audio:
-    """Noise in syllables, stereo."""
-    t = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
-    noise = np.random.default_rng(0).standard_normal((2, len(t))) * 0.1 * (1 + np.sin(2 * np.pi * 4 * t))
-    return Audio(noise.astype(np.float32), RATE_HZ)
-
-
-def make_video(path, num_frames, width=320, height=240, fps=FPS, faces=lambda i: [((150 + i, 120), 40)], sound=speech):
-    """Writes a video; `faces` gives per frame the centres and eye distances, `sound` the audio of so many seconds."""
-
-    def frames():
-        for i in range(num_frames):
-            image = np.full((height, width, 3), 90, np.uint8)
-            for center, eye_distance in faces(i):
-                draw_face(image, center, eye_distance, SKIN)
-            yield image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_video(path, frames(), fps, sound and sound(num_frames / fps))
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Flags that name a face model folder and an audio encoder folder."""
-    folder = tmp_path_factory.mktemp("models")
-    tiny.audio_encoder().save_pretrained(folder / "encoder")
-    tiny.audio_processor().save_pretrained(folder / "encoder")
-    return {"insightface_model_path": build_face_models(folder / "faces"), "audio_encoder_path": folder / "encoder"}
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -91,26 +59,7 @@ def raw_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run_script():
-    """Runs one of the programs in this process; gives its exit status."""
-
-    def run(name: str, *switches: str, **flags) -> int:
-        spec = importlib.util.spec_from_file_location(name, SCRIPTS_DIR / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        arguments = [text for flag, value in flags.items() for text in (f"--{flag}", str(value))]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [name, *switches, *arguments])
-            try:
-                return run_program(module.main)
-            except SystemExit as exit:
-                return exit.code
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def prepare(run_script, models):
+def prepare(models):
     """Runs prepare_dataset.py with the limits of these tests."""
     return lambda **flags: run_script("prepare_dataset", **{**LIMITS, **models, "device": "cpu", **flags})
 
@@ -131,27 +80,6 @@ def few_dir(tmp_path_factory, raw_dir):
     make_video(folder / "c.mp4", 4)
     shutil.copy(raw_dir / "silent.mp4", folder / "b.mp4")
     return folder
-
-
-def records_of(folder):
-    """The record of each source, by its name."""
-    records = [json.loads(path.read_text()) for path in folder.glob("clips/*/record.json")]
-    return {record["source"]: record for record in records}
-
-
-def clips_of(folder, source):
-    """The rows of the metadata that came from a source."""
-    [clips_dir] = [path.parent for path in folder.glob("clips/*/record.json") if
-                   json.loads(path.read_text())["source"] == source]  # fmt: skip
-    return [record for record in load_metadata(folder / "metadata.json") if record.video.parent == clips_dir]
-
-
-def rejections_of(folder):
-    return [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
-
-
-def state_of(folder):
-    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (folder / "clips").rglob("*")}
 
 
 def test_each_video_gives_its_clips_or_a_reason(dataset_dir):
@@ -225,29 +153,6 @@ def test_other_settings_need_another_folder(dataset_dir, prepare, raw_dir, capsy
     assert state_of(dataset_dir) == before
 
 
-def test_a_killed_run_leaves_whole_clips_and_the_next_one_completes(tmp_path, dataset_dir, prepare, few_dir, models):
-    flags = {**LIMITS, **models, "input_dir": few_dir, "output_dir": tmp_path / "out", "device": "cpu"}
-    arguments = [text for flag, value in flags.items() for text in (f"--{flag}", str(value))]
-    process = subprocess.Popen(
-        [sys.executable, SCRIPTS_DIR / "prepare_dataset.py", *arguments], stderr=subprocess.DEVNULL, cwd=tmp_path
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("out/clips/[!.]*")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    for path in tmp_path.glob("out/clips/[!.]*/*"):
-        assert not path.name.startswith(".")
-        if path.suffix == ".mp4":
-            assert len(list(read_frames(path))) == load_face_info(path.with_suffix(".face_info.npz")).num_frames
-    assert 1 <= len(records_of(tmp_path / "out")) < 3
-
-    assert prepare(**flags) == 0
-    assert not list(tmp_path.glob("out/clips/.*"))
-    assert len(load_metadata(tmp_path / "out" / "metadata.json")) == 2
-    assert [row["video"] for row in rejections_of(tmp_path / "out")] == ["b.mp4"]
-
-
 def test_launched_processes_share_the_work_in_the_released_format(tmp_path, prepare, raw_dir, dataset_dir, monkeypatch):
     (tmp_path / "in").mkdir()
     for name in (CUT, "silent.mp4"):
@@ -265,16 +170,6 @@ def test_launched_processes_share_the_work_in_the_released_format(tmp_path, prep
     for name, values in vars(load_face_info(record.face_info)).items():
         np.testing.assert_array_equal(values, getattr(load_face_info(twin.face_info), name))
     assert load_audio_embeds(record.audio_embeds).equal(load_audio_embeds(twin.audio_embeds))
-
-
-def test_a_full_disk_ends_the_run_and_keeps_what_is_done(tmp_path, prepare, few_dir, monkeypatch, capsys):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device", "000.mp4")
-
-    monkeypatch.setattr("vexpress.prepare.source.write_video", full)
-    assert prepare(input_dir=few_dir, output_dir=tmp_path / "out") == 2
-    assert "no space left" in capsys.readouterr().err
-    assert list((tmp_path / "out" / "clips").iterdir()) == []
 
 
 def test_an_unexpected_failure_is_recorded_and_tried_again(tmp_path, prepare, few_dir, monkeypatch):
@@ -317,7 +212,7 @@ def test_a_folder_without_videos_is_named(tmp_path, prepare, capsys):
     assert f"--input_dir {tmp_path}: holds no video" in capsys.readouterr().err
 
 
-def test_verify_passes_and_draws(tmp_path, run_script, dataset_dir, capsys):
+def test_verify_passes_and_draws(tmp_path, dataset_dir, capsys):
     sheet = tmp_path / "sheet.png"
     flags = {"meta_path": dataset_dir / "metadata.json", "contact_sheet": sheet, "num_clips": 2, "num_frames": 3}
     assert run_script("verify_dataset", **flags) == 0
@@ -328,7 +223,7 @@ def test_verify_passes_and_draws(tmp_path, run_script, dataset_dir, capsys):
     assert image.shape[1] == 3 * 320 + 4 * 6 and image.shape[0] > 2 * 320
 
 
-def test_verify_names_what_is_wrong(tmp_path, run_script, dataset_dir, capsys):
+def test_verify_names_what_is_wrong(tmp_path, dataset_dir, capsys):
     clip = clips_of(dataset_dir, TALK)[0]
     rows = [{key: str(getattr(clip, key)) for key in ("video", "face_info", "audio_embeds")} for _ in range(7)]
     whole = load_face_info(clip.face_info)
@@ -367,7 +262,7 @@ def test_verify_names_what_is_wrong(tmp_path, run_script, dataset_dir, capsys):
     assert cv2.imread(str(tmp_path / "sheet.png")) is not None
 
 
-def test_verify_names_bad_input(tmp_path, run_script, capsys):
+def test_verify_names_bad_input(tmp_path, capsys):
     (tmp_path / "meta.json").write_text('[{"video": "a.mp4"}]')
     assert run_script("verify_dataset", meta_path=tmp_path / "meta.json") == 2
     assert "row 1" in capsys.readouterr().err
@@ -377,14 +272,14 @@ def test_verify_names_bad_input(tmp_path, run_script, capsys):
 
 
 @pytest.mark.skipif(not TRAINING_CLIP_DIR.is_dir(), reason="needs ../shared/samples/training_clip")
-def test_verify_passes_on_the_released_sample(tmp_path, run_script, capsys):
+def test_verify_passes_on_the_released_sample(tmp_path, capsys):
     files = {"video": "clip.mp4", "face_info": "face_info.pt", "audio_embeds": "aud_embeds.pt"}
     (tmp_path / "meta.json").write_text(json.dumps([{k: str(TRAINING_CLIP_DIR / name) for k, name in files.items()}]))
     assert run_script("verify_dataset", meta_path=tmp_path / "meta.json") == 0
     assert "61   29.97     102    768" in capsys.readouterr().out
 
 
-def test_clips_that_are_cut_already(tmp_path, run_script, raw_dir, models, capsys):
+def test_clips_that_are_cut_already(tmp_path, raw_dir, models, capsys):
     for name in ("silent.mp4", "empty.mp4"):
         shutil.copy(raw_dir / name, tmp_path)
     faces = {"insightface_model_path": models["insightface_model_path"], "device": "cpu"}
@@ -420,6 +315,6 @@ def test_clips_that_are_cut_already(tmp_path, run_script, raw_dir, models, capsy
         ({"input_dir": "nowhere"}, "--input_dir nowhere: no such folder"),
     ],
 )
-def test_bad_flags_of_the_extractors_are_named(run_script, flags, message, capsys):
+def test_bad_flags_of_the_extractors_are_named(flags, message, capsys):
     assert run_script("extract_face_info", **flags) == 2
     assert message in capsys.readouterr().err
