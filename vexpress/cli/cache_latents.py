@@ -39,7 +39,8 @@ class Encoding:
         check_fields(self)
 
 
-def parse_arguments() -> Namespace:
+def parse_arguments(arguments: list[str] | None) -> Namespace:
+    """The flags."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--meta_path", type=Path, required=True, help="metadata JSON of the clips")
     parser.add_argument("--cache_dir", type=Path, required=True, help="folder to fill; one per VAE and size")
@@ -48,13 +49,13 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: the first of these that is there")
     parser.add_argument("--gpu_id", type=int, default=0, help="index of the CUDA device")
     parser.add_argument("--dtype", choices=DTYPES, help="to work in and to write; unset: fp16 on cuda, else fp32")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Clips -> files of latents; exit code 1 if a clip fails."""
     set_up_logging()
-    args = parse_arguments()
+    args = parse_arguments(arguments)
     encoding = Encoding(args.width, args.height, args.batch_size)
 
     import safetensors.torch
