@@ -26,6 +26,9 @@ class HubServer:
     cut_after: dict[str, int] = field(default_factory=dict)
     """Path -> bytes of the body after which the connection breaks, once; later requests of that path get a 503."""
 
+    stall_after: dict[str, int] = field(default_factory=dict)
+    """Path -> bytes of the body after which nothing comes any more, until the client is gone; once."""
+
     sent_instead: dict[str, bytes] = field(default_factory=dict)
     """Path -> what is sent in place of the content that the listing describes."""
 
@@ -111,7 +114,14 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
         asked_range = self.headers["Range"]
         hub.downloads.append((path, asked_range))
         num_bytes_to_send = hub.cut_after.get(path)
-        if num_bytes_to_send == 0:
+        if path in hub.stall_after:
+            self.send_response(HTTPStatus.OK)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: hub.stall_after.pop(path)])
+            self.connection.recv(1)  # returns when the other side ends
+            self.close_connection = True
+        elif num_bytes_to_send == 0:
             self._send(HTTPStatus.SERVICE_UNAVAILABLE, b"")
         elif num_bytes_to_send is not None:
             hub.cut_after[path] = 0

@@ -5,6 +5,8 @@ import random
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -139,6 +141,60 @@ def test_an_interrupted_file_is_resumed_by_the_next_run(
     assert (_remote(LARGEST), "bytes=20000-") in hub.downloads
     expected = {path: content for path, content in _expected_files(hub).items() if path.startswith("v-express/")}
     assert _read_files(tmp_path / "models") == expected
+
+
+@pytest.mark.slow
+def test_a_killed_download_goes_on_where_it_was(
+    hub: HubServer, download: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    hub.repositories[RELEASED][_remote(LARGEST)] = bytes(25_000_000)  # the library writes in blocks of 10 MiB
+    hub.stall_after[_remote(LARGEST)] = 22_000_000
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    arguments = ["--model_dir", str(tmp_path / "models"), "--endpoint", hub.endpoint, "--only", "v-express"]
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT_PATH), *arguments], env=env, stderr=subprocess.PIPE, cwd=tmp_path
+    )
+    partial = tmp_path / "models" / "v-express" / ".denoising_unet.bin.part"
+    deadline = time.monotonic() + 60
+    while not (partial.is_file() and partial.stat().st_size == 20 * 2**20):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)  # time.sleep is patched
+    assert download("--only", "v-express") == 2
+    assert "another download" in capsys.readouterr().err
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "models" / LARGEST).exists()
+
+    hub.downloads.clear()
+    capsys.readouterr()
+    assert download("--only", "v-express") == 0
+    assert (_remote(LARGEST), "bytes=20971520-") in hub.downloads
+    expected = {path: content for path, content in _expected_files(hub).items() if path.startswith("v-express/")}
+    assert _read_files(tmp_path / "models") == expected
+
+
+def test_a_disk_that_fills_up_names_path_and_flag(
+    download: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vexpress.cli.hub.http_get", full)
+    assert download("--only", "unet") == 2
+    path = tmp_path / "models" / "stable-diffusion-v1-5" / "unet" / "config.json"
+    line = f"error: no space left on the disk: --model_dir {path}; free space or change the path"
+    assert capsys.readouterr().err.splitlines()[-1] == line
+
+
+def test_a_wheel_names_its_own_program(
+    download: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert download() == 0
+    assert "Next: python " in capsys.readouterr().out
+    monkeypatch.setattr(download_models, "INFERENCE_PATH", tmp_path / "no clone" / "inference.py")
+    assert download() == 0
+    assert f"Next: vexpress generate --model_dir {tmp_path / 'models'} " in capsys.readouterr().out
 
 
 def test_a_partial_file_of_another_version_is_refused_and_then_fetched_anew(
