@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--split", choices=sorted(SPLITS), default="train")
-    parser.add_argument("--num_clips", type=int, default=300)
+    parser.add_argument("--num_clips", type=int, default=320)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of a clip")
     parser.add_argument("--fps", type=int, default=30)
     parser.add_argument("--size", type=int, default=64, help="width and height in px")

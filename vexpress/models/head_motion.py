@@ -16,17 +16,18 @@ from torch import Tensor, nn
 
 NUM_NUMBERS = 6
 SPLINE_MARGIN = 3  # points of a cubic spline beyond those that lie within the clip
-LARGEST_DEVIATIONS = 3.5  # what is made is bent back to within so many standard deviations
+LARGEST_DEVIATIONS = 5.0  # what is made is bent back to within so many standard deviations
 
 
 class ResidualBlock(nn.Module):
     """A convolution over time whose input is scaled and shifted by what it is conditioned on."""
 
-    def __init__(self, width: int, kernel: int, dilation: int, condition_width: int = 0):
+    def __init__(self, width: int, kernel: int, dilation: int, dropout: float, condition_width: int = 0):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=not condition_width)
         self.condition = nn.Linear(condition_width, 2 * width) if condition_width else None
         self.conv = nn.Conv1d(width, width, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+        self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -36,7 +37,7 @@ class ResidualBlock(nn.Module):
             scale, shift = self.condition(condition).chunk(2, dim=-1)
             hidden = hidden * (1 + scale) + shift
         hidden = self.conv(nn.functional.gelu(hidden).mT).mT
-        return x + self.out(nn.functional.gelu(hidden))
+        return x + self.out(self.dropout(nn.functional.gelu(hidden)))
 
 
 class HeadMotion(ModelMixin, ConfigMixin):
@@ -52,6 +53,7 @@ class HeadMotion(ModelMixin, ConfigMixin):
         overlap_points: of these, the first ones that the piece before has made.
         context_points: points of speech that are seen before and after a piece.
         steps_per_point: audio steps for each point of a spline.
+        dropout: in training, share of values that are left out within blocks.
 
     The network works on whitened motion: a piece of each number is multiplied by the inverse of the Cholesky factor of
     its covariance in the training data. White noise then stands for motion with the right spectrum, and errors weigh
@@ -65,7 +67,7 @@ class HeadMotion(ModelMixin, ConfigMixin):
     def __init__(
         self,
         audio_width: int = 768,
-        width: int = 56,
+        width: int = 48,
         num_audio_blocks: int = 4,
         num_blocks: int = 6,
         points_per_second: float = 10.0,
@@ -73,17 +75,20 @@ class HeadMotion(ModelMixin, ConfigMixin):
         overlap_points: int = 8,
         context_points: int = 15,
         steps_per_point: int = 4,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.register_buffer("factors", torch.eye(piece_points).repeat(NUM_NUMBERS, 1, 1))
         self.register_buffer("deviations", torch.ones(NUM_NUMBERS))
         self.audio_norm = nn.LayerNorm(audio_width, elementwise_affine=False)
         self.audio_in = nn.Linear(audio_width * steps_per_point, width)
-        self.audio_blocks = nn.ModuleList(ResidualBlock(width, 5, 2 ** (i % 3)) for i in range(num_audio_blocks))
+        self.audio_blocks = nn.ModuleList(
+            ResidualBlock(width, 5, 2 ** (i % 3), dropout) for i in range(num_audio_blocks)
+        )
         self.time_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.positions = nn.Parameter(torch.zeros(piece_points, width))
         self.motion_in = nn.Linear(2 * NUM_NUMBERS + 1, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width, 3, 2 ** (i % 3), width) for i in range(num_blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(width, 3, 2 ** (i % 3), dropout, width) for i in range(num_blocks))
         self.norm_out = nn.LayerNorm(width)
         self.out = nn.Linear(width, NUM_NUMBERS)
         nn.init.zeros_(self.out.weight)

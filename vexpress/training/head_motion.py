@@ -6,7 +6,6 @@ exported network; each file is written whole or not at all, and the same command
 
 import logging
 import math
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vexpress.data.formats import ClipRecord, load_audio_embeds, load_face_info, load_metadata
+from vexpress.data.formats import load_audio_embeds, load_metadata
 from vexpress.errors import InputError, first_line
 from vexpress.fields import check_fields, option
 from vexpress.files import replacing
-from vexpress.media.retargeting import measure_pose, relative_motion, rest_pose, smooth_kps
-from vexpress.media.video import probe_video
-from vexpress.models.head_motion import (
-    NUM_NUMBERS,
-    HeadMotion,
-    fit_points,
-    motion_from_speech,
-)
+from vexpress.models.head_motion import NUM_NUMBERS, HeadMotion, motion_from_speech
+from vexpress.training.head_motion_data import MotionClip, all_pieces, load_clips, random_batch
 from vexpress.training.run_log import RunLog
 from vexpress.weights.head_motion import save_head_motion
 
@@ -49,20 +42,22 @@ class HeadMotionConfig:
     """
 
     meta_paths: list[str] = option([], "metadata JSON files of prepared data sets", items=str)
-    validation_meta_paths: list[str] = option([], "clips for validation; unset: those of training", items=str)
+    validation_meta_paths: list[str] = option(
+        [], "clips for validation, which decides what is exported; unset: those of training", items=str
+    )
     output_dir: str = option("runs/motion", "state, log, curves and the exported network; the same folder resumes")
     model_dir: str | None = option(None, "model folder that also gets the network at the end", type=str)
     seed: int = option(42, "same seed and data: same network", low=0, high=2**63 - 1)
     max_train_steps: int = option(4000, "updates in total, over all restarts", low=1, high=10**8 - 1)
     batch_size: int = option(64, "pieces per update", low=1, high=65536)
     learning_rate: float = option(2e-3, "peak of the learning rate; it falls to 0 at the end", low=0, high=1)
-    weight_decay: float = option(1e-2, "of AdamW", low=0, high=10)
-    dropout: float = option(0.1, "share of the audio steps' values that are left out", low=0, high=0.9)
+    weight_decay: float = option(5e-2, "of AdamW", low=0, high=10)
+    dropout: float = option(0.15, "share of values that are left out, against learning clips by heart", low=0, high=0.9)
     ema_decay: float = option(0.998, "of the averaged weights, which are exported", low=0, high=0.999999)
     checkpointing_steps: int = option(500, "updates between states on disk", low=1, high=10**8)
     validation_steps: int = option(500, "updates between validations; 0 never", low=0, high=10**8)
     log_steps: int = option(50, "updates between lines of the log", low=1, high=10**8)
-    width: int = option(56, "of the network", low=8, high=4096, multiple=2)
+    width: int = option(48, "of the network", low=8, high=4096, multiple=2)
     num_audio_blocks: int = option(4, "of the part that reads speech", low=0, high=64)
     num_blocks: int = option(6, "of the part that makes motion", low=1, high=64)
     points_per_second: float = option(10.0, "of the splines; 10 hold motion up to about 4 Hz", low=2, high=60)
@@ -81,92 +76,7 @@ class HeadMotionConfig:
         sizes = {name: getattr(self, name) for name in (*names, "context_points")}
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            return HeadMotion(audio_width=audio_width, **sizes)
-
-
-@dataclass(frozen=True)
-class MotionClip:
-    """A clip as the network sees it.
-
-    Attributes:
-        motion: (f 6) float64, of each frame.
-        points: (n 6) float32 of the splines.
-        steps: (n + 2 context_points, s, d) float16, speech around each point.
-        hidden_states: (m d) float16, all of it.
-        fps: frames per second.
-    """
-
-    motion: Tensor
-    points: Tensor
-    steps: Tensor
-    hidden_states: Tensor
-    fps: float
-
-    @property
-    def seconds(self) -> float:
-        return len(self.motion) / self.fps
-
-
-def load_clip(record: ClipRecord, network: HeadMotion) -> MotionClip:
-    """Reads one clip.
-
-    Raises:
-        InputError: a file is missing or damaged.
-    """
-    kps = torch.from_numpy(load_face_info(record.face_info).kps[:, :3].copy())
-    fps = record.fps or float(probe_video(record.video).fps)
-    pose = measure_pose(smooth_kps(kps))
-    motion = relative_motion(pose, rest_pose(pose))
-    hidden_states = load_audio_embeds(record.audio_embeds).half()
-    config = network.config
-    points = fit_points(motion, fps, config.points_per_second).float()
-    steps = network.steps_around(
-        hidden_states.float(), len(kps) / fps, -config.context_points, len(points) + 2 * config.context_points
-    )
-    return MotionClip(motion, points, steps.half(), hidden_states, fps)
-
-
-def load_clips(meta_paths: Sequence[str], network: HeadMotion) -> list[MotionClip]:
-    """Reads all clips that are long enough for a piece; says how many are not, or cannot be read.
-
-    Raises:
-        InputError: a metadata file cannot be read, or no clip is left.
-    """
-    clips, problems = [], []
-    for record in (record for path in meta_paths for record in load_metadata(path)):
-        try:
-            clip = load_clip(record, network)
-        except InputError as error:
-            problems.append(first_line(error))
-            continue
-        if len(clip.points) < network.config.piece_points or not clip.points.isfinite().all():
-            problems.append(f"{record.video}: is too short, or its keypoints are not finite")
-        else:
-            clips.append(clip)
-    if problems:
-        logger.warning("%d clips are left out: %s", len(problems), "; ".join(problems[:3]))
-    if not clips:
-        raise InputError("holds no clip that is long enough; prepare data first", "meta_paths", list(meta_paths))
-    return clips
-
-
-def all_pieces(clips: Sequence[MotionClip], piece_points: int) -> Tensor:
-    """Every piece of every clip, (n t 6)."""
-    return torch.cat([clip.points.unfold(0, piece_points, 1).mT for clip in clips])
-
-
-def random_batch(
-    clips: Sequence[MotionClip], network: HeadMotion, batch_size: int, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Takes pieces (b t 6) anywhere in the clips, all moments alike, and the speech around them (b n s d)."""
-    config = network.config
-    num_starts = np.array([len(clip.points) - config.piece_points + 1 for clip in clips])
-    chosen = rng.choice(len(clips), batch_size, p=num_starts / num_starts.sum())
-    pieces, steps = [], []
-    for clip, start in ((clips[i], rng.integers(num_starts[i])) for i in chosen):
-        pieces.append(clip.points[start : start + config.piece_points])
-        steps.append(clip.steps[start : start + config.piece_points + 2 * config.context_points])
-    return torch.stack(pieces), torch.stack(steps).float()
+            return HeadMotion(audio_width=audio_width, dropout=self.dropout, **sizes)
 
 
 def flow_loss(
@@ -182,7 +92,7 @@ def flow_loss(
     goes_on = torch.rand(len(target), generator=generator) < KNOWN_START_RATE
     is_known = goes_on[:, None] & (torch.arange(target.shape[1]) < network.config.overlap_points)
     if dropout:
-        kept = torch.rand(steps.shape, generator=generator) >= dropout
+        kept = torch.rand(len(steps), 1, 1, steps.shape[3], generator=generator) >= dropout  # whole features
         steps = steps * kept / (1 - dropout)
     at = torch.lerp(noise, target, time[:, None, None])
     at = torch.where(is_known[..., None], target, at)
@@ -215,6 +125,7 @@ class HeadMotionTrainer:
         self.validation_clips = load_clips(validation, self.network) if validation else self.clips[:8]
         self.network.set_statistics(all_pieces(self.clips, config.piece_points))
         self.averaged = deepcopy(self.network).eval().requires_grad_(False)
+        self.best, self.best_loss = deepcopy(self.averaged), math.inf
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
@@ -247,12 +158,15 @@ class HeadMotionTrainer:
         """One update, whose randomness depends on the seed and the step alone."""
         config = self.config
         rng = np.random.default_rng([config.seed, self.step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        seed = int(rng.integers(2**63))
+        generator = torch.Generator().manual_seed(seed)
         pieces, steps = random_batch(self.clips, self.network, config.batch_size, rng)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(self.step, config.max_train_steps)
         self.network.train()
-        loss = flow_loss(self.network, pieces, steps, generator, config.dropout)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # dropout within the network takes the global numbers
+            loss = flow_loss(self.network, pieces, steps, generator, config.dropout)
         if not loss.isfinite():
             raise InputError(f"the loss of step {self.step} is not finite; lower `learning_rate`")
         self.optimizer.zero_grad()
@@ -277,6 +191,9 @@ class HeadMotionTrainer:
             losses.append(flow_loss(self.averaged, *batch, generator).item())
         loss = sum(losses) / len(losses)
         self.log.add({"step": self.step, "validation_loss": loss})
+        if loss < self.best_loss:
+            self.best.load_state_dict(self.averaged.state_dict())
+            self.best_loss = loss
         self.log.render_curve()
         path = self.folder / "validation" / f"step_{self.step:08d}.png"
         path.parent.mkdir(exist_ok=True)
@@ -290,6 +207,8 @@ class HeadMotionTrainer:
             "config": dict(self.network.config),
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
+            "best": self.best.state_dict(),
+            "best_loss": self.best_loss,
             "optimizer": self.optimizer.state_dict(),
         }
         with replacing(self.folder / STATE_FILE) as temporary:
@@ -304,6 +223,8 @@ class HeadMotionTrainer:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.network.load_state_dict(state["network"])
             self.averaged.load_state_dict(state["averaged"])
+            self.best.load_state_dict(state["best"])
+            self.best_loss = float(state["best_loss"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = int(state["step"])
         except Exception as error:  # readers of damaged files raise anything
@@ -312,9 +233,13 @@ class HeadMotionTrainer:
         logger.info("resuming at step %d from %s", self.step, path)
 
     def export(self) -> Path:
-        """Writes the averaged network into `export/`, and into the model folder if there is one."""
+        """Writes the network into `export/`, and into the model folder if there is one.
+
+        It is the averaged one that was best on held-out clips, or the last one where there are none.
+        """
+        network = self.best if self.config.validation_meta_paths and self.best_loss < math.inf else self.averaged
         folders = [self.folder / "export", *([self.config.model_dir] if self.config.model_dir else [])]
-        return [save_head_motion(Path(folder), self.averaged) for folder in folders][-1]
+        return [save_head_motion(Path(folder), network) for folder in folders][-1]
 
 
 def learning_rate_factor(step: int, max_steps: int) -> float:
