@@ -143,20 +143,22 @@ class AudioStream:
         num_steps = (self._first + len(self._samples) - self._receptive_field) // self._hop + 1
         while self._num_steps < num_steps:
             stop = min(self._num_steps + self._piece, num_steps)
-            yield self._encode(stop, min(stop + self._look_ahead, num_steps))
+            right = min(stop + self._look_ahead, num_steps)
+            # The last samples make no step, but the encoder's norms see them.
+            yield self._encode(stop, right, self._first + len(self._samples) if right == num_steps else None)
 
     def _end(self, num_steps: int) -> int:
         """Samples that so many steps see."""
         return (num_steps - 1) * self._hop + self._receptive_field
 
-    def _encode(self, stop: int, right: int) -> Tensor:
-        """Hidden states up to step `stop`, the encoder hearing those up to `right`."""
-        left = max(0, self._num_steps - self._context)
-        heard = self._samples[max(0, int(self._heard[0]) - self._first) : self._end(right) - self._first].double()
+    def _encode(self, stop: int, right: int, end: int | None = None) -> Tensor:
+        """Hidden states up to step `stop`; the encoder hears those up to `right`, or samples up to `end`."""
+        left, end = max(0, self._num_steps - self._context), end or self._end(right)
+        heard = self._samples[max(0, int(self._heard[0]) - self._first) : end - self._first].double()
         self._heard += torch.stack([torch.tensor(float(len(heard))), heard.sum(), heard.square().sum()])
         mean = float(self._heard[1] / self._heard[0])
         statistics = self._statistics or (mean, max(0.0, float(self._heard[2] / self._heard[0]) - mean**2))
-        values = self._samples[left * self._hop - self._first : self._end(right) - self._first]
+        values = self._samples[left * self._hop - self._first : end - self._first]
         states = self._encoder(
             normalise(values, *statistics)[None].to(self._device, self._encoder.dtype)
         ).last_hidden_state[0]

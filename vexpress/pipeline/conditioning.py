@@ -14,17 +14,16 @@ MAX_KPS_BYTES = 2**28
 
 
 class KpsFeatures:
-    """V-Kps features of frames, each kind of keypoints encoded once as long as there is room.
+    """V-Kps features of frames, each kind of keypoints encoded once as long as it is kept.
 
     Args:
         encode: keypoints (u 3 2) px -> features (u d h w).
-        keeps_latest: with no room left, the oldest features make room. Otherwise the first stay, which is better where
-            all frames come round again at every step.
-        max_bytes: of features that are kept.
+        keeps_latest: those of the latest call are kept, which is right for windows that come one after the other.
+            Otherwise the first `MAX_KPS_BYTES` stay, which is right where all frames come round again at every step.
     """
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], keeps_latest: bool = False, max_bytes: int = MAX_KPS_BYTES):
-        self._encode, self._keeps_latest, self._max_bytes = encode, keeps_latest, max_bytes
+    def __init__(self, encode: Callable[[Tensor], Tensor], keeps_latest: bool = False):
+        self._encode, self._keeps_latest = encode, keeps_latest
         self._kept: dict[bytes, Tensor] = {}
 
     def __call__(self, kps: Tensor) -> Tensor:
@@ -34,16 +33,12 @@ class KpsFeatures:
         features = dict(self._kept)
         if new:
             features |= zip(new, self._encode(torch.stack(list(new.values()))))
-        self._keep({name: features[name] for name in new})
+        if self._keeps_latest:
+            self._kept = {name: kept for name, kept in self._kept.items() if name in names}
+        for name in new:
+            if self._keeps_latest or (len(self._kept) + 1) * features[name].nbytes <= MAX_KPS_BYTES:
+                self._kept[name] = features[name].clone()  # alone, since a view would hold its whole batch
         return torch.stack([features[name] for name in names])
-
-    def _keep(self, new: dict[bytes, Tensor]) -> None:
-        for name, feature in new.items():
-            room = self._max_bytes // feature.nbytes
-            if self._keeps_latest and len(self._kept) >= room > 0:
-                self._kept.pop(next(iter(self._kept)))
-            if len(self._kept) < room:
-                self._kept[name] = feature.clone()  # alone, since a view would hold its whole batch
 
 
 class WindowConditions:

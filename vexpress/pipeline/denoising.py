@@ -1,5 +1,6 @@
 """How the pipeline denoises: the whole clip step by step, or window after window."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,11 +26,11 @@ from vexpress.errors import InputError, first_line
 from vexpress.models import Conditions
 from vexpress.options import SamplingOptions
 from vexpress.pipeline import streaming
-from vexpress.pipeline.conditioning import MAX_KPS_BYTES, KpsFeatures, WindowConditions
+from vexpress.pipeline.conditioning import KpsFeatures, WindowConditions
 from vexpress.pipeline.parts import PipelineParts
 
+FRAMES_AT_ONCE = 64  # whose noise is mixed
 KNOWN_PIECE_SECONDS = 10.0  # speech encoded at once in rolling sampling, if it is known in advance
-MAX_ROLLING_KPS_BYTES = 2**26  # V-Kps features kept for the next window
 
 
 class PipelineDenoising(PipelineParts):
@@ -88,19 +89,21 @@ class PipelineDenoising(PipelineParts):
     def _noise_source(
         self, image: Image.Image, share: float, generator: torch.Generator, given: Tensor | None = None
     ) -> NoiseSource:
-        """Initial noise of the next frames; drawn on the generator's device, and then on the CPU."""
+        """Initial noise of the next frames, to be overwritten; drawn on the generator's device, and then on the CPU."""
         shared: list[Tensor] = []
 
         def new_noise(num_frames: int) -> Tensor:
             nonlocal given
             if given is not None:
-                noise, given = given[:, :, :num_frames], given[:, :, num_frames:]
+                noise, given = given[:, :, :num_frames].clone(), given[:, :, num_frames:]
                 return noise
             shape = self._latent_shape(num_frames, image)
             noise = torch.randn(shape, generator=generator, device=generator.device)
             if share and not shared:
                 shared.append(torch.randn(self._latent_shape(1, image), generator=generator, device=generator.device))
-            return (share_noise(noise, shared[0], share) if share else noise).cpu()
+            for part in noise.split(FRAMES_AT_ONCE, dim=2) if share else ():  # in place: a clip's noise is large
+                part.copy_(share_noise(part, shared[0], share))
+            return noise.cpu()
 
         return new_noise
 
@@ -117,8 +120,7 @@ class PipelineDenoising(PipelineParts):
         def encode(kps: Tensor) -> Tensor:
             return rearrange(self.encode_kps(kps, image.height, image.width), "1 d f h w -> f d h w")
 
-        max_bytes = MAX_ROLLING_KPS_BYTES if keeps_latest else MAX_KPS_BYTES
-        return WindowConditions(self.denoising_unet, constant, KpsFeatures(encode, keeps_latest, max_bytes))
+        return WindowConditions(self.denoising_unet, constant, KpsFeatures(encode, keeps_latest))
 
     def _denoiser(self, conditions_of: Callable[[list[list[int]]], Conditions], options: SamplingOptions) -> Denoise:
         """The denoising UNet with guidance."""
@@ -154,7 +156,7 @@ class PipelineDenoising(PipelineParts):
 
             return sample(
                 self._denoiser(conditions, options),
-                noise(len(kps)) * self.scheduler.init_noise_sigma,
+                noise(len(kps)).mul_(self.scheduler.init_noise_sigma),
                 self.scheduler,
                 windows,
                 windows_per_batch=options.windows_per_batch,
@@ -179,8 +181,8 @@ class PipelineDenoising(PipelineParts):
         conditions = self._window_conditions(image, options, keeps_latest=True)
         sizes = (options.context_frames, options.context_overlap)
         windows = streaming.RollingWindows(frames, conditions, *sizes)
-        total = num_frames and self.num_timesteps * len(context_windows(num_frames, *sizes))
-        with self.progress_bar(total=total) as bar:
+        total = self.num_timesteps * len(context_windows(num_frames, *sizes)) if num_frames else None
+        with self.progress_bar(None if total else itertools.repeat(None), total) as bar:
             bar.set_description("denoising windows")
             yield from roll(
                 self._denoiser(windows.conditions, options),

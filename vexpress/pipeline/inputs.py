@@ -115,7 +115,7 @@ def prepare_waveform(waveform: Any, field: str = "audio_waveform") -> Tensor:
     Raises:
         InputError: another shape or type, or values that are not finite.
     """
-    waveform = _as_tensor(waveform, field)
+    waveform = as_tensor(waveform, field)
     if not waveform.is_floating_point():
         raise InputError(f"must be of floating point, not {waveform.dtype}", field)
     if waveform.ndim != 1 or not len(waveform):
@@ -123,7 +123,7 @@ def prepare_waveform(waveform: Any, field: str = "audio_waveform") -> Tensor:
     return _as_finite(waveform, field)
 
 
-def prepare_kps(kps: Any, field: str = "kps_sequence", shape: tuple[int, ...] = (3, 2)) -> Tensor:
+def prepare_kps(kps: Any, field: str = "kps_sequence") -> Tensor:
     """Checks keypoints, (f 3 2) px: a tensor, an array or a list of numbers.
 
     Returns:
@@ -132,11 +132,11 @@ def prepare_kps(kps: Any, field: str = "kps_sequence", shape: tuple[int, ...] = 
     Raises:
         InputError: another shape or type, or values that are not finite or far off.
     """
-    kps = _as_tensor(kps, field)
+    kps = as_tensor(kps, field)
     if kps.is_complex() or kps.dtype is torch.bool:
         raise InputError(f"must hold real numbers, not {kps.dtype}", field)
-    if kps.ndim != 1 + len(shape) or not len(kps) or kps.shape[1:] != shape:
-        raise InputError(f"must be of shape (f, {', '.join(map(str, shape))}), f > 0", field, tuple(kps.shape))
+    if kps.ndim != 3 or not len(kps) or kps.shape[1:] != (3, 2):
+        raise InputError("must be of shape (f, 3, 2), f > 0", field, tuple(kps.shape))
     kps = _as_finite(kps, field)
     if kps.abs().max() > MAX_KPS_PX:
         raise InputError(f"must be at most {MAX_KPS_PX} px from 0", field)
@@ -152,7 +152,7 @@ def prepare_latents(latents: Any, shape: tuple[int, ...]) -> Tensor:
     Raises:
         InputError: another shape or type, or values that are not finite.
     """
-    latents = _as_tensor(latents, "latents")
+    latents = as_tensor(latents, "latents")
     if not latents.is_floating_point():
         raise InputError(f"must be of floating point, not {latents.dtype}", "latents")
     if latents.shape != shape:
@@ -168,12 +168,15 @@ def replacement_of(callback: Callable, pipeline: Any, names: Sequence[str]) -> C
     """
 
     def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
-        returned = callback(pipeline, step, timestep, {"latents": latents} if names else {})
+        # Copies, since latents are overwritten by the next step, and a callback may keep what it got or gave.
+        returned = callback(pipeline, step, timestep, {"latents": latents.clone()} if names else {})
         if returned is None:
             return None
         if not isinstance(returned, dict):
             raise InputError("must return a dictionary", "callback_on_step_end", _kind(returned))
-        return prepare_latents(returned["latents"], latents.shape) if "latents" in returned else None
+        if "latents" not in returned:
+            return None
+        return prepare_latents(returned["latents"], latents.shape).clone()
 
     return on_step
 
@@ -184,7 +187,12 @@ def _as_number(value: Any) -> Any:
     return value.item() if is_scalar else value
 
 
-def _as_tensor(value: Any, field: str) -> Tensor:
+def as_tensor(value: Any, field: str) -> Tensor:
+    """A tensor of an array or of numbers.
+
+    Raises:
+        InputError: it is none, or an odd one.
+    """
     try:
         if isinstance(value, list | tuple):
             value = np.asarray(value, dtype=np.float32)

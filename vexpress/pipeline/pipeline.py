@@ -106,7 +106,8 @@ class VExpressPipeline(PipelineDenoising):
 
         # 3. decode
         if output_type == "latent":
-            frames = torch.cat(list(latents), dim=2)
+            latents = list(latents)
+            frames = latents[0] if len(latents) == 1 else torch.cat(latents, dim=2)
             self.maybe_free_model_hooks()
         else:
             decoded = self.decode(latents, options.median_filter, options.denoise_threshold)

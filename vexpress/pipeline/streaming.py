@@ -47,16 +47,15 @@ def kps_source(kps: Any) -> Callable[[int], Tensor]:
 
     def check(points: Any) -> Tensor:
         if isinstance(points, list | tuple):
-            points = np.asarray(points, dtype=object)
+            return inputs.prepare_kps([points], "kps")[0]
         if not isinstance(points, Tensor | np.ndarray):
             raise InputError("must give arrays of shape (3, 2)", "kps", type(points).__name__)
         return inputs.prepare_kps(points[None], "kps")[0]
 
     if callable(kps):
         return lambda number: check(kps(number))
-    if isinstance(kps, list | tuple):
-        kps = np.asarray(kps, dtype=np.float32)
-    if isinstance(kps, Tensor | np.ndarray):
+    if isinstance(kps, Tensor | np.ndarray | list | tuple):
+        kps = inputs.as_tensor(kps, "kps")
         sequence = inputs.prepare_kps(kps[None] if kps.ndim == 2 else kps, "kps")
         return lambda number: sequence[min(number, len(sequence) - 1)]
     if not isinstance(kps, Iterator):

@@ -1,0 +1,93 @@
+"""Measures how memory grows with the length of a video: rolling with the demo pack, joint with a stand-in network."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vexpress.benchmarks.measuring import Table, process_memory
+from vexpress.benchmarks.settings import MemorySettings
+from vexpress.diffusion.sampling import sample
+from vexpress.diffusion.schedule import build_scheduler
+from vexpress.diffusion.windows import context_windows
+from vexpress.media.audio import load_audio
+from vexpress.media.images import load_image
+from vexpress.media.keypoints import load_kps
+from vexpress.model_folder import EMBEDDED_MODEL_DIR
+from vexpress.options import SamplingOptions, load_model_defaults
+from vexpress.pipeline import VExpressPipeline
+
+SAMPLE_SECONDS = 5.0  # of video between two looks at memory
+MB = 1e6
+
+
+def demo_stream(minutes: int, motion: str, num_inference_steps: int) -> Iterator[tuple[np.ndarray, float]]:
+    """Frames of the demo pack's portrait, which says its sentence again and again, with rolling sampling."""
+    pipeline = VExpressPipeline.from_pretrained(EMBEDDED_MODEL_DIR)
+    pipeline.set_progress_bar_config(disable=True)
+    examples = EMBEDDED_MODEL_DIR / "examples"
+    rate = pipeline.audio_processor.sampling_rate
+    speech = load_audio(examples / "speech.wav").resampled_mono(rate)
+    options = SamplingOptions(**load_model_defaults(EMBEDDED_MODEL_DIR))
+    points = torch.as_tensor(load_kps(examples / "driving_kps.npz").kps).float()
+    portrait = load_image(examples / "portrait.png").resize(
+        (options.image_width, options.image_height), Image.Resampling.LANCZOS
+    )
+    repeated = itertools.chain.from_iterable(itertools.repeat(speech.split(rate // 5)))
+    num_left = minutes * 60 * rate
+
+    def chunks() -> Iterator[Tensor]:
+        nonlocal num_left
+        for chunk in repeated:
+            yield chunk[:num_left]
+            num_left -= len(chunk)
+            if num_left <= 0:
+                return
+
+    def moving(number: int) -> Tensor:  # never quite the same, so that nothing is remembered
+        return points[number % len(points)] + number * 1e-4
+
+    return pipeline.stream(
+        portrait,
+        chunks(),
+        moving if motion == "moving" else points[0],
+        fps=options.fps,
+        options=options,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=1.0,
+    )
+
+
+def measure_rolling(settings: MemorySettings) -> list[list[str]]:
+    """Memory of this process minute by minute, and its slope from the end of the first minute on."""
+    looks: list[tuple[float, int]] = []
+    with torch.inference_mode():
+        for _, seconds in demo_stream(settings.minutes, settings.motion, settings.num_inference_steps):
+            if seconds >= len(looks) * SAMPLE_SECONDS:
+                looks.append((seconds, process_memory("VmRSS")))
+    rows = [[f"rolling, minute {s / 60:.0f}", f"{memory / MB:.1f}"] for s, memory in looks if round(s, 3) % 60 == 0]
+    minutes, memory = (np.array(values) for values in zip(*(look for look in looks if look[0] >= 60)))
+    slope = np.polyfit(minutes / 60, memory / MB, 1)[0]
+    return [*rows, ["rolling, growth per minute from minute 1 on", f"{slope:.3f}"]]
+
+
+def measure_joint(settings: MemorySettings) -> list[list[str]]:
+    """Peak memory of joint sampling at 512x512, 4 channels of latents, beyond that of a clip a minute shorter."""
+    peaks = []
+    num_frames = round(60 * settings.fps)
+    for minutes in (1, 2):
+        scheduler = build_scheduler(settings.scheduler)
+        scheduler.set_timesteps(2)
+        latents = torch.zeros(1, 4, minutes * num_frames, 64, 64).normal_()
+        sample(lambda noisy, timestep, windows: noisy, latents, scheduler, context_windows(latents.shape[2], 24, 4))
+        del latents
+        peaks.append(process_memory("VmHWM"))
+    return [[f"joint, {settings.scheduler}, 512x512, growth per minute", f"{(peaks[1] - peaks[0]) / MB:.1f}"]]
+
+
+def measure(settings: MemorySettings) -> Table:
+    """Measures memory of this process, MB. Joint comes first: its peak would hide in that of a longer run."""
+    return Table(["memory of the process", "MB"], measure_joint(settings) + measure_rolling(settings))
