@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from tests.face_models import build_face_models
+from vexpress.cli import extract_kps
+from vexpress.cli.program import run_program
 from vexpress.errors import InputError
 from vexpress.media.faces import FaceAnalyzer, track_face
 from vexpress.media.keypoints import load_kps
@@ -124,3 +126,14 @@ def test_unset_takes_insightface_where_it_is_and_else_says_what_it_takes(tmp_pat
         load_face_detector("insightface", tmp_path / "nowhere")
     with pytest.raises(InputError, match="^face_models=dlib: allowed are insightface, mtcnn"):
         load_face_detector("dlib", tmp_path)
+
+
+@needs_samples
+def test_keypoints_of_a_real_video_are_extracted_with_nothing_downloaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--video_path", str(SAMPLES / "clip_b" / "gt.mp4"), "--kps_sequence_save_path", "kps.npz"]
+    assert run_program(lambda: extract_kps.main([*arguments, "--device", "cpu"])) == 0
+    said = capsys.readouterr()
+    assert "100 frames" in said.out and "--face_models mtcnn finds the face" in said.err
+    error = (load_kps("kps.npz").kps - load_kps(SAMPLES / "clip_b" / "kps.pth").kps).norm(dim=-1)
+    assert error.mean() < 3
