@@ -89,7 +89,7 @@ def remove_leftovers(folder: Path) -> None:
         names = [name for name in os.listdir(folder) if name.startswith(f".{HOST}-")]
         for name in names:
             match = TEMPORARY_NAME.match(name)
-            if match and not _is_alive(int(match[2])):
+            if match and not is_alive(int(match[2])):
                 remove(folder / name)
 
 
@@ -106,7 +106,8 @@ def temporary_path(path: Path) -> Path:
     return path.parent / f".{HOST}-{os.getpid()}-{uuid.uuid4().hex}.part{path.suffix}"
 
 
-def _is_alive(process_id: int) -> bool:
+def is_alive(process_id: int) -> bool:
+    """Whether this machine has a process of this number."""
     try:
         os.kill(process_id, 0)
     except ProcessLookupError:

@@ -64,8 +64,8 @@ def test_a_video_with_ranges_and_events(server):
 @pytest.mark.skipif(shutil.which("ffprobe") is None, reason="needs ffprobe")
 def test_the_growing_stream_is_read_by_ffmpeg(server):
     job_id = submit(server, fps="10")
-    command = ["ffprobe", "-v", "error", "-count_frames", "-select_streams", "v", "-show_entries", "stream=nb_read_frames",
-               "-of", "csv=p=0", f"{server.url}/v1/videos/{job_id}/stream"]  # fmt: skip
+    wanted = ["-count_frames", "-select_streams", "v", "-show_entries", "stream=nb_read_frames", "-of", "csv=p=0"]
+    command = ["ffprobe", "-v", "error", *wanted, f"{server.url}/v1/videos/{job_id}/stream"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.stdout.strip() == "10", result.stderr
 
@@ -172,14 +172,14 @@ def test_a_live_client_that_sends_faster_than_frames_are_made_is_held_back(serve
 
 def test_jobs_survive_a_killed_process(tmp_path):
     server = ServerProcess(tmp_path, "--max_streams", "0").start()
-    ids = [submit(server, num_inference_steps="30", fps="25"), submit(server), submit(server)]
+    ids = [submit(server, num_inference_steps="30", fps="10"), submit(server), submit(server)]
     wait(lambda: job(server, ids[0])["state"] == "running")
     server.kill()
     server.start()
     for job_id in ids:
         wait(lambda: job(server, job_id)["state"] == "done")  # noqa: B023
     # a job that was running is taken up by the next process after a proper end, too
-    last = submit(server, num_inference_steps="60", fps="25")
+    last = submit(server, num_inference_steps="50", fps="10")
     wait(lambda: job(server, last)["state"] == "running")
     assert server.stop() == 128 + signal.SIGTERM
     assert "Traceback" not in server.log()

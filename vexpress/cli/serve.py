@@ -6,13 +6,14 @@ VEXPRESS_TOKEN=... vexpress serve --host 0.0.0.0 --model_dir model_ckpts
 
 import logging
 import os
+import socket
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
 from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import set_up_logging
-from vexpress.errors import InputError
+from vexpress.errors import InputError, first_line
 from vexpress.model_folder import EMBEDDED_MODEL_DIR
 from vexpress.options import DTYPES
 from vexpress.server.settings import ServeSettings
@@ -66,6 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         import uvicorn
     except ImportError as error:
         raise InputError(f'{error.name} is not installed: pip install "vexpress[serve]"') from error
+    listener = listen(settings)
     from vexpress.server.app import build_app
     from vexpress.server.engine import Engine
 
@@ -74,8 +76,6 @@ def main(arguments: list[str] | None = None) -> None:
     app = build_app(Engine(Path(args.model_dir), args.device, args.gpu_id, args.dtype), settings)
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -84,5 +84,20 @@ def main(arguments: list[str] | None = None) -> None:
         timeout_keep_alive=round(settings.idle_seconds),
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    logger.info("http://%s:%d with the model %s", settings.host, settings.port, Path(args.model_dir).name)
-    uvicorn.Server(config).run()
+    host, port = listener.getsockname()[:2]
+    logger.info("http://%s:%d with the model %s", f"[{host}]" if ":" in host else host, port, Path(args.model_dir).name)
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def listen(settings: ServeSettings) -> socket.socket:
+    """Takes the port, before minutes of loading.
+
+    Raises:
+        InputError: it is taken, or the address is none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        name, value = ("host", settings.host) if isinstance(error, socket.gaierror) else ("port", settings.port)
+        raise InputError(f"cannot listen there ({error.strerror or first_line(error)})", name, value) from error

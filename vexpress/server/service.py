@@ -136,7 +136,7 @@ class Service:
             "started": job.started,
             "finished": job.finished,
             "queue_position": position,
-            "progress": progress.as_json() if progress and job.state == states.RUNNING else None,
+            "progress": (progress.as_json() if progress else job.progress) if job.state == states.RUNNING else None,
             "error": job.error,
             "video": job.result,
         }

@@ -1,6 +1,11 @@
-"""The list of jobs, in SQLite, so that it outlives the process."""
+"""The list of jobs, in SQLite, so that it outlives the process, and so that several processes can share the work.
+
+A running job belongs to one process, which says every few seconds that it is alive. A job whose owner is silent waits
+again, so nothing is lost with a process.
+"""
 
 import json
+import os
 import re
 import secrets
 import sqlite3
@@ -10,16 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vexpress.files import HOST, is_alive
+
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 ENDED = (DONE, FAILED, CANCELLED)
 MAX_ATTEMPTS = 3
+BUSY_SECONDS = 30.0  # to wait while another process writes
 JOB_ID = re.compile(r"[0-9a-f]{32}")
-COLUMNS = ("id", "state", "created", "started", "finished", "attempts", "request", "error", "result")
+LEASE_SECONDS = 15.0
+"""A running job whose owner is silent for so long waits again."""
+COLUMNS = ("id", "state", "created", "started", "finished", "attempts", "request", "error", "result", "progress")
 TABLE = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT UNIQUE NOT NULL, state TEXT NOT NULL, created REAL NOT NULL, started REAL, finished REAL,
-    attempts INTEGER NOT NULL, request TEXT NOT NULL, error TEXT, result TEXT
+    attempts INTEGER NOT NULL, request TEXT NOT NULL, error TEXT, result TEXT, progress TEXT,
+    owner TEXT, heard REAL
 );
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, number);
 """
@@ -37,6 +48,7 @@ class Job:
         request: what was asked for: options, and files by field.
         error: with state "failed": field and message.
         result: with state "done": facts of the video.
+        progress: with state "running": how far its owner was when it was last heard of.
     """
 
     id: str
@@ -48,6 +60,7 @@ class Job:
     request: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None
     result: dict[str, Any] | None = None
+    progress: dict[str, Any] | None = None
 
 
 class QueueFullError(Exception):
@@ -62,8 +75,9 @@ class JobStore:
     """
 
     def __init__(self, path: Path):
+        self.owner = f"{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.executescript(TABLE)
 
@@ -92,37 +106,58 @@ class JobStore:
         return _job(rows[0]) if rows else None
 
     def take(self) -> Job | None:
-        """The job that has waited longest, now running."""
+        """The job that has waited longest, now running and this process's."""
+        now = time.time()
         rows = self._run(
-            "UPDATE jobs SET state = ?, started = ?, attempts = attempts + 1 WHERE number = "
+            "UPDATE jobs SET state = ?, started = ?, heard = ?, owner = ?, attempts = attempts + 1 WHERE number = "
             f"(SELECT MIN(number) FROM jobs WHERE state = ?) RETURNING {', '.join(COLUMNS)}",
-            *(RUNNING, time.time(), QUEUED),
+            *(RUNNING, now, now, self.owner, QUEUED),
         )
         return _job(rows[0]) if rows else None
 
-    def end(self, job_id: str, state: str, error: dict | None = None, result: dict | None = None) -> bool:
-        """Ends a job that has not ended; says whether it did."""
+    def keep(self, job_id: str, progress: dict[str, Any]) -> bool:
+        """Says that this process works on a job, and how far it is; False if it is no longer this process's."""
+        kept = self._run(
+            "UPDATE jobs SET heard = ?, progress = ? WHERE id = ? AND owner = ? AND state = ? RETURNING id",
+            *(time.time(), json.dumps(progress), job_id, self.owner, RUNNING),
+        )
+        return bool(kept)
+
+    def end(
+        self, job_id: str, state: str, error: dict | None = None, result: dict | None = None, as_owner: bool = False
+    ) -> bool:
+        """Ends a job that has not ended, or with `as_owner` one that this process works on; says whether it did."""
+        mine = " AND owner = ?" if as_owner else ""
         ended = self._run(
-            "UPDATE jobs SET state = ?, finished = ?, error = ?, result = ? WHERE id = ? AND state IN (?, ?) "
-            "RETURNING id",
+            "UPDATE jobs SET state = ?, finished = ?, error = ?, result = ?, progress = NULL "
+            f"WHERE id = ? AND state IN (?, ?){mine} RETURNING id",
             *(state, time.time(), _text(error), _text(result), job_id, QUEUED, RUNNING),
+            *([self.owner] if as_owner else []),
         )
         return bool(ended)
 
     def put_back(self, job_id: str) -> None:
-        """A running job waits again, in its old place; the attempt does not count."""
+        """A job of this process waits again, in its old place; the attempt does not count."""
         self._run(
-            "UPDATE jobs SET state = ?, attempts = attempts - 1 WHERE id = ? AND state = ?", QUEUED, job_id, RUNNING
+            "UPDATE jobs SET state = ?, attempts = attempts - 1 WHERE id = ? AND state = ? AND owner = ?",
+            *(QUEUED, job_id, RUNNING, self.owner),
         )
 
     def take_up(self) -> None:
-        """After a crash: what was running waits again; what brought the process down too often has failed."""
-        error = {"field": None, "message": f"the server stopped {MAX_ATTEMPTS} times while this job was running"}
-        self._run(
-            "UPDATE jobs SET state = ?, finished = ?, error = ? WHERE state = ? AND attempts >= ?",
-            *(FAILED, time.time(), json.dumps(error), RUNNING, MAX_ATTEMPTS),
-        )
-        self._run("UPDATE jobs SET state = ? WHERE state = ?", QUEUED, RUNNING)
+        """Jobs of processes that are gone wait again; what brought them down too often has failed."""
+        running = self._run("SELECT id, owner, heard, attempts FROM jobs WHERE state = ?", RUNNING)
+        for job_id, owner, heard, attempts in running:
+            host, process_id, _ = owner.split("-")
+            is_gone = host == HOST and process_id != str(os.getpid()) and not is_alive(int(process_id))
+            if not is_gone and heard > time.time() - LEASE_SECONDS:
+                continue
+            message = f"the server stopped {attempts} times while this job was running"
+            error = json.dumps({"field": None, "message": message})
+            values = (FAILED, time.time(), error) if attempts >= MAX_ATTEMPTS else (QUEUED, None, None)
+            self._run(
+                "UPDATE jobs SET state = ?, finished = ?, error = ? WHERE id = ? AND state = ? AND owner = ?",
+                *(*values, job_id, RUNNING, owner),
+            )
 
     def position(self, job_id: str) -> int:
         """How many jobs a waiting one waits for, the running one included."""
@@ -173,6 +208,6 @@ def _text(value: dict | None) -> str | None:
 
 def _job(row: tuple) -> Job:
     values = dict(zip(COLUMNS, row))
-    for name in ("request", "error", "result"):
+    for name in ("request", "error", "result", "progress"):
         values[name] = None if values[name] is None else json.loads(values[name])
     return Job(**values)

@@ -22,7 +22,8 @@ from vexpress.server.turns import StoppedError, Watch
 
 logger = logging.getLogger(__name__)
 
-SWEEP_SECONDS = 30
+SWEEP_SECONDS = 5
+HEARTBEAT_SECONDS = 1.0
 POLL_SECONDS = 0.5
 
 
@@ -41,16 +42,17 @@ class Worker:
         self.engine, self.store, self.jobs_dir = engine, store, jobs_dir
         self.settings, self.metrics = settings, metrics
         self.progress: dict[str, Progress] = {}
-        self._cancelled: set[str] = set()
+        self._lost: set[str] = set()  # jobs that run here and are no longer ours
         self._news = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         """Takes up what a former process left, and begins."""
-        self.store.take_up()
         self.sweep()
         self._thread.start()
+        self._heart.start()
 
     def stop(self) -> None:
         """Ends between two windows; a running job goes back into the queue."""
@@ -58,6 +60,7 @@ class Worker:
         self._news.set()
         if self._thread.is_alive():
             self._thread.join()
+            self._heart.join()
 
     def wake(self) -> None:
         """There is a new job."""
@@ -65,12 +68,13 @@ class Worker:
 
     def cancel(self, job_id: str) -> None:
         """Ends a job that waits or runs; a running one within one window. Its files are deleted."""
-        self._cancelled.add(job_id)
+        was_running = self.store.get(job_id).state == states.RUNNING
         if self.store.end(job_id, states.CANCELLED):
             self.metrics.jobs.labels(states.CANCELLED).inc()
-        if job_id not in self.progress:  # else the thread deletes them when it is out
+        if job_id in self.progress:
+            self._lost.add(job_id)
+        elif not was_running:  # else its owner deletes them when it is out
             self.delete_files(job_id)
-            self._cancelled.discard(job_id)
 
     def folder(self, job_id: str) -> Path:
         """Where the files of a job are."""
@@ -82,6 +86,7 @@ class Worker:
 
     def sweep(self) -> None:
         """Deletes jobs whose time is over, and folders that belong to no job."""
+        self.store.take_up()
         for job_id in self.store.ended_before(time.time() - self.settings.keep_hours * 3600):
             self.delete_files(job_id)
             self.store.remove(job_id)
@@ -90,6 +95,13 @@ class Worker:
             is_old = time.time() - folder.stat().st_mtime > self.settings.idle_seconds * 10
             if folder.name not in known and is_old:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _beat(self) -> None:
+        """Says that this process lives, and hears of jobs that others have cancelled."""
+        while not self._stopping.wait(HEARTBEAT_SECONDS):
+            for job_id, progress in list(self.progress.items()):
+                if not self.store.keep(job_id, progress.as_json()):
+                    self._lost.add(job_id)
 
     def _run(self) -> None:
         swept = time.monotonic()
@@ -111,7 +123,7 @@ class Worker:
         began = time.monotonic()
 
         def between() -> None:
-            if job.id in self._cancelled or self._stopping.is_set():
+            if job.id in self._lost or self._stopping.is_set():
                 raise StoppedError
             if time.monotonic() - began > self.settings.max_job_seconds:
                 raise StoppedError(f"took longer than {self.settings.max_job_seconds:g} s, the limit of this service")
@@ -126,7 +138,7 @@ class Worker:
         except StoppedError as stopped:
             if stopped.reason:
                 self._end(job, states.FAILED, error={"field": None, "message": stopped.reason})
-            elif job.id not in self._cancelled:
+            else:
                 self.store.put_back(job.id)
         except InputError as error:
             self._end(job, states.FAILED, error=Problem.of(error).as_json()["error"])
@@ -138,12 +150,13 @@ class Worker:
             self._end(job, states.DONE, result=result)
         finally:
             del self.progress[job.id]
-            if job.id in self._cancelled:
+            self._lost.discard(job.id)
+            now = self.store.get(job.id)
+            if now is None or now.state == states.CANCELLED:
                 self.delete_files(job.id)
-                self._cancelled.discard(job.id)
 
     def _end(self, job: Job, state: str, **facts: Any) -> None:
-        if self.store.end(job.id, state, **facts):
+        if self.store.end(job.id, state, **facts, as_owner=True):
             self.metrics.jobs.labels(state).inc()
 
 
