@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DRIVER = shutil.which("chromedriver")
-ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1600,1000"]
+ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1600,1150"]
 START_SECONDS, SCRIPT_SECONDS = 60, 300
 
 

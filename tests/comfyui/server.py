@@ -35,7 +35,9 @@ class Server:
             (base_dir / name).mkdir(parents=True, exist_ok=True)
         settings = base_dir / "user" / "default" / "comfy.settings.json"
         settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text('{"Comfy.TutorialCompleted": true}')  # no dialog over the page
+        settings.write_text(
+            '{"Comfy.TutorialCompleted": true, "Comfy.Minimap.Visible": false}'
+        )  # nothing over the page
         pack = base_dir / "custom_nodes" / "vexpress"
         if not pack.exists():
             pack.symlink_to(ROOT)
