@@ -19,6 +19,8 @@ def resolve_device(name: str | None = None, gpu_id: int = 0) -> torch.device:
     Raises:
         InputError: the device is not there.
     """
+    if gpu_id < 0:
+        raise InputError("must be 0 or more", "gpu_id", gpu_id)
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda":
