@@ -316,15 +316,19 @@ def test_bad_input_is_one_line(config_path, tmp_path, capsys):
     cases = {
         "data.meta_paths=[none.json]": "none.json",
         "data.num_frames=100": "none of 3 clips can serve",
-        "vae_model_path=nowhere": "vae_model_path nowhere: no such folder",
+        "vae_model_path=nowhere": "vae_model_path=nowhere: no such folder",
         "init.path=nowhere": "nowhere",
         "data.trian_bs=1": "did you mean data.train_bs",
         "data.num_frames=40": "data.num_frames",
-        "audio_model_path=nowhere": "audio_model_path nowhere: no such folder",
+        "audio_model_path=nowhere": "audio_model_path=nowhere: no such folder",
         "tracker=wandb": "tracker=wandb: is not installed",
         "solver.lr_scheduler=foo": "solver.lr_scheduler=foo: allowed are",
         "seed=-1": "seed=-1",
         "data.meta_paths=[a": "not valid YAML",
+        "solver.mixed_precision=fp16": "solver.mixed_precision=fp16: needs a CUDA device; use bf16 or no",
+        "module_training={reference_net: false, denoising_unet: false, v_kps_guider: false, audio_projection: false}": (
+            "module_training: leaves nothing to train in stage_3"
+        ),
         "solver.fsdp=true": "need CUDA devices",
         "solver.deepspeed_config=none.json": "solver.deepspeed_config",
     }

@@ -53,6 +53,14 @@ def whole(tmp_path_factory, model_dir, meta_path):
     return exported(folder / "run")
 
 
+@pytest.fixture(scope="module")
+def first_step(tmp_path_factory, model_dir, meta_path):
+    """The folder of a run that has made one update."""
+    folder = tmp_path_factory.mktemp("first_step")
+    run(write_config(folder, model_dir, meta_path), "solver.max_train_steps=1")
+    return folder / "run"
+
+
 def wait_until(condition, process, seconds: float = 60) -> None:
     deadline = time.time() + seconds
     while not condition() and process.is_alive() and time.time() < deadline:
@@ -107,8 +115,7 @@ def test_of_two_runs_at_once_the_second_is_refused(config_path, tmp_path, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["imports", "loading"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("moment", "number"), [("imports", signal.SIGTERM), ("loading", signal.SIGINT)])
 def test_a_signal_before_the_first_step_leaves_nothing(config_path, tmp_path, moment, number):
     process = start(config_path)
     if moment == "imports":
@@ -123,9 +130,9 @@ def test_a_signal_before_the_first_step_leaves_nothing(config_path, tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("num_before", [0, 2, 4, 9, 25, 38])
-def test_a_disk_that_gets_full_at_any_write(config_path, tmp_path, capsys, monkeypatch, num_before):
-    run(config_path, "solver.max_train_steps=1")
+@pytest.mark.parametrize("num_before", [0, 2, 4, 9, 25])
+def test_a_disk_that_is_full_at_any_write(config_path, tmp_path, capsys, monkeypatch, first_step, num_before):
+    shutil.copytree(first_step, tmp_path / "run")
     before, calls, sync = exported(tmp_path / "run"), [], os.fsync
 
     def full_after(descriptor: int) -> None:
@@ -142,18 +149,17 @@ def test_a_disk_that_gets_full_at_any_write(config_path, tmp_path, capsys, monke
     assert [read_progress(path).step for path in find_checkpoints(tmp_path / "run")][0] == 1
     assert_equal(exported(tmp_path / "run"), before)
     assert_nothing_hidden(tmp_path / "run")
-    assert run(config_path).step == 2
 
 
-def test_files_that_only_inform_may_be_damaged(config_path, tmp_path, caplog):
-    run(config_path)
+def test_files_that_only_inform_may_be_damaged(config_path, tmp_path, caplog, first_step):
+    shutil.copytree(first_step, tmp_path / "run")
     folder = tmp_path / "run"
     for name in ("log.jsonl", "config.yaml", "runs.jsonl", "loss.png", "export/trainer.json"):
-        (folder / name).write_bytes(b"{[\0\xff" * 999)
-    assert run(config_path, "solver.max_train_steps=3").step == 3
+        (folder / name).write_bytes(b"{[\0\xff\n" * 999)
+    assert run(config_path).step == 2
     assert "settings are not compared" in caplog.text
     assert "damaged lines are dropped" in caplog.text
-    assert json.loads((folder / "export" / "trainer.json").read_text())["step"] == 3
+    assert json.loads((folder / "export" / "trainer.json").read_text())["step"] == 2
 
 
 def test_a_damaged_checkpoint_names_the_intact_one_and_is_not_resumed(config_path, tmp_path, capsys):
@@ -180,14 +186,14 @@ def test_a_users_own_copy_is_neither_resumed_nor_counted_nor_removed(config_path
     assert names == {"step_00000004", "step_backup", "step_99999999_best", "best"}
 
 
-def test_what_a_kill_has_left_is_removed_or_put_back(config_path, tmp_path):
+def test_what_a_kill_has_left_is_removed_or_put_back(config_path, tmp_path, first_step):
     """Killed between the two moves that put a new export in the place of the former."""
-    run(config_path)
     folder = tmp_path / "run"
+    shutil.copytree(first_step, folder)
     before = exported(folder)
     (folder / "export").rename(folder / ".export.former")
     (folder / ".export.part").mkdir()
-    shutil.copytree(folder / "checkpoints" / "step_00000002", folder / "checkpoints" / ".step_00000003.part")
-    run(config_path)
+    shutil.copytree(folder / "checkpoints" / "step_00000001", folder / "checkpoints" / ".step_00000003.part")
+    run(config_path, "solver.max_train_steps=1")
     assert_equal(exported(folder), before)
     assert_nothing_hidden(folder)

@@ -31,7 +31,6 @@ def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
 
     from vexpress.devices import process_number
-    from vexpress.evaluation.validation_video import write_validation_video
     from vexpress.training.config_file import load_config
     from vexpress.training.setup import describe_plan
     from vexpress.training.trainer import Trainer
@@ -42,7 +41,12 @@ def main(arguments: list[str] | None = None) -> None:
     if args.dry_run:
         print(describe_plan(config))
         return
-    trainer = Trainer(config, partial(write_validation_video, config) if config.validation.num_frames else None)
+    on_validation = None
+    if config.validation.num_frames:
+        from vexpress.evaluation.validation_video import write_validation_video
+
+        on_validation = partial(write_validation_video, config)
+    trainer = Trainer(config, on_validation)
     trainer.train()
     if is_main:
         print(f"{config.output_dir}: step {trainer.step} of {config.solver.max_train_steps}, model in export/")
