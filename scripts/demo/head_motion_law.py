@@ -7,8 +7,8 @@ The law, of the loudness e of the speech (its root mean square relative to the c
 (how much the high frequencies prevail while there is speech), each averaged with a Gaussian of so many seconds:
 
     stress = e(0.12) - e(0.7), 0.08 s late      the head dips with it:                    shift y, down
-    phrase = e(0.5) - e(1.8)                    the head sways with it:                   shift x and roll
-    colour = b(0.3) - b(1.2)                    the head turns with it:                   yaw
+    phrase = e(0.4) - e(1.2)                    the head sways with it:                   shift x and roll
+    colour = b(0.25) - b(0.9)                   the head turns with it:                   yaw
     effort = phrase, 0.3 s late                 the head comes nearer:                    scale
 
 Each is divided by its deviation over the training speech, and what is beyond 2.5 of them is cut off. `LAW_SHARE` of the
@@ -42,10 +42,10 @@ STEP_HZ = 100
 LOUD_PERCENTILE = 90
 LOW_BAND_HZ, HIGH_BAND_HZ = (150, 1000), (1500, 5000)
 SILENCE_LEVEL = 0.06  # of the loud level
-LAW_SHARE = 0.64
+LAW_SHARE = 0.7
 REACH = {"x": 0.012, "y": 0.009, "roll": 0.035, "yaw": 0.09, "scale": 0.015}
 """Deviation of each number of the whole motion: that of `random_motion`."""
-DEVIATION = {"stress": 0.18, "phrase": 0.1, "colour": 0.16}
+DEVIATION = {"stress": 0.18, "phrase": 0.078, "colour": 0.14}
 """Of the law's quantities over the training speech."""
 CUT = 2.5
 
@@ -83,8 +83,8 @@ def law_from_speech(waveform: np.ndarray, sample_rate_hz: int, num_frames: int, 
     brightness = spoken * np.clip(np.log((high + 0.01 * loud) / (low + 0.01 * loud)) + 1.2, -2, 2)
 
     stress = averaged(loudness, 0.12) - averaged(loudness, 0.7)
-    phrase = averaged(loudness, 0.5) - averaged(loudness, 1.8)
-    colour = averaged(brightness, 0.3) - averaged(brightness, 1.2)
+    phrase = averaged(loudness, 0.4) - averaged(loudness, 1.2)
+    colour = averaged(brightness, 0.25) - averaged(brightness, 0.9)
     times, middles = (np.arange(num_steps) + 0.5) / STEP_HZ, (np.arange(num_frames) + 0.5) / fps
 
     def moved(track: np.ndarray, name: str, reach: float, delay_seconds: float = 0.0) -> np.ndarray:
@@ -127,7 +127,7 @@ def write_moving_clip(
     frames = [render_frame(person, motion.row(i), mouth[i], size_px) for i in range(num_frames)]
     name = f"{split}_{index:04d}"
     paths = {"video": f"clips/{name}.mp4", "face_info": f"face_info/{name}.npz", "labels": f"labels/{name}.npz"}
-    audio = Audio(torch.from_numpy(waveform)[None], WAV2VEC2_RATE_HZ)
+    audio = Audio(waveform[None], WAV2VEC2_RATE_HZ)
     write_video(folder / paths["video"], (frame.pixels for frame in frames), fps, audio, crf=14)
     save_face_info(folder / paths["face_info"], face_info(frames))
     with replacing(folder / paths["labels"]) as temporary:

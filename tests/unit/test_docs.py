@@ -13,6 +13,7 @@ from vexpress.fields import allowed_values, kind_of
 from vexpress.options import MotionOptions, SamplingOptions
 from vexpress.prepare.settings import PrepareSettings
 from vexpress.training.config import TrainConfig
+from vexpress.training.head_motion import HeadMotionConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,6 +46,7 @@ def table(*classes: type, prefix: str = "", is_key: bool = False) -> str:
 TABLES = {
     ("docs/inference.md", "options"): lambda: table(SamplingOptions, MotionOptions),
     ("docs/data.md", "prepare"): lambda: table(PrepareSettings),
+    ("docs/motion.md", "motion"): lambda: table(HeadMotionConfig, is_key=True),
     ("docs/training.md", "training"): lambda: table(TrainConfig, is_key=True),
 }
 

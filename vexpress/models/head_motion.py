@@ -73,7 +73,7 @@ class HeadMotion(ModelMixin, ConfigMixin):
         points_per_second: float = 10.0,
         piece_points: int = 24,
         overlap_points: int = 8,
-        context_points: int = 15,
+        context_points: int = 20,
         steps_per_point: int = 4,
         dropout: float = 0.0,
     ):

@@ -48,7 +48,7 @@ class HeadMotionConfig:
     output_dir: str = option("runs/motion", "state, log, curves and the exported network; the same folder resumes")
     model_dir: str | None = option(None, "model folder that also gets the network at the end", type=str)
     seed: int = option(42, "same seed and data: same network", low=0, high=2**63 - 1)
-    max_train_steps: int = option(4000, "updates in total, over all restarts", low=1, high=10**8 - 1)
+    max_train_steps: int = option(2000, "updates in total, over all restarts", low=1, high=10**8 - 1)
     batch_size: int = option(64, "pieces per update", low=1, high=65536)
     learning_rate: float = option(2e-3, "peak of the learning rate; it falls to 0 at the end", low=0, high=1)
     weight_decay: float = option(5e-2, "of AdamW", low=0, high=10)
@@ -63,7 +63,7 @@ class HeadMotionConfig:
     points_per_second: float = option(10.0, "of the splines; 10 hold motion up to about 4 Hz", low=2, high=60)
     piece_points: int = option(24, "points of a piece: about 2 s", low=4, high=1024)
     overlap_points: int = option(8, "of these, points that a piece shares with the one before", low=1, high=1023)
-    context_points: int = option(15, "points of speech seen before and after a piece", low=0, high=1024)
+    context_points: int = option(20, "points of speech seen before and after a piece", low=0, high=1024)
 
     def __post_init__(self):
         check_fields(self)
