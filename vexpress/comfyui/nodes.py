@@ -268,7 +268,7 @@ def sampler_inputs(*own: io.Input) -> list[io.Input]:
         Model.Input("model"),
         io.Image.Input("portrait", tooltip="Head and shoulders, best square; it is resized to the video's size"),
         io.Audio.Input("audio", tooltip="Speech; the video lasts as long"),
-        Kps.Input("kps", optional=True, tooltip="How the head moves; left open, it stays still"),
+        Kps.Input("kps", optional=True, tooltip="How the head moves; left open, see motion"),
         *own,
         *option_inputs(sampler_fields()),
     ]
