@@ -75,7 +75,7 @@ def sign_video(path: str | os.PathLike, certificate: str | os.PathLike, key: str
     except ImportError as error:
         raise InputError("signing needs the package c2pa-python: pip install c2pa-python", "c2pa_key") from error
     try:
-        signer_info = c2pa.C2paSignerInfo(b"es256", Path(certificate).read_bytes(), Path(key).read_bytes(), b"")
+        signer_info = c2pa.C2paSignerInfo(b"es256", Path(certificate).read_bytes(), Path(key).read_bytes(), None)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", "c2pa_key", error.filename) from error
     action = {"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE, "softwareAgent": {"name": software()}}
