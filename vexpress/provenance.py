@@ -4,6 +4,7 @@ The mark is plain metadata, which any player shows and any tool can remove. A si
 a file was changed since, needs the package `c2pa-python`, a certificate and its key.
 """
 
+import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -59,6 +60,23 @@ def read_mark(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) and facts.get("generated") is True else None
 
 
+def check_signing(certificate: str | os.PathLike | None, key: str | os.PathLike | None) -> None:
+    """Finds out before the work begins whether `sign_video` can sign.
+
+    Raises:
+        InputError: one is given without the other, a file is not there, or the package is missing.
+    """
+    if certificate is None and key is None:
+        return
+    for field, path in (("c2pa_certificate", certificate), ("c2pa_key", key)):
+        if path is None:
+            raise InputError("is missing: signing needs a certificate and its key", field)
+        if not Path(path).is_file():
+            raise InputError("is no file", field, path)
+    if importlib.util.find_spec("c2pa") is None:
+        raise InputError("signing needs the package c2pa-python: pip install c2pa-python", "c2pa_key")
+
+
 def sign_video(path: str | os.PathLike, certificate: str | os.PathLike, key: str | os.PathLike) -> None:
     """Adds a signed C2PA manifest to a video that is there; needs `c2pa-python`.
 
@@ -70,10 +88,9 @@ def sign_video(path: str | os.PathLike, certificate: str | os.PathLike, key: str
     Raises:
         InputError: the package is missing, or certificate and key do not work.
     """
-    try:
-        import c2pa
-    except ImportError as error:
-        raise InputError("signing needs the package c2pa-python: pip install c2pa-python", "c2pa_key") from error
+    check_signing(certificate, key)
+    import c2pa
+
     try:
         signer_info = c2pa.C2paSignerInfo(b"es256", Path(certificate).read_bytes(), Path(key).read_bytes(), None)
     except OSError as error:

@@ -16,6 +16,7 @@ from vexpress.errors import InputError
 from vexpress.files import check_output_path, replacing
 from vexpress.model_folder import EMBEDDED_MODEL_DIR, LAYOUT, ModelPaths
 from vexpress.options import CALL, MotionOptions, SamplingOptions, load_model_defaults, option_fields
+from vexpress.provenance import check_signing, sign_video, video_metadata
 
 logger = logging.getLogger("vexpress")
 
@@ -42,6 +43,9 @@ def build_parser() -> ArgumentParser:
     inputs.add_argument("--kps_path", help="driving keypoints: .pth, .npz or .safetensors")
     inputs.add_argument("--output_path", default=DEFAULT_OUTPUT_PATH, help="video to write")
     inputs.add_argument("--contact_sheet_path", help="PNG to write: portrait, some frames, keypoints and waveform")
+    inputs.add_argument("--no_metadata", action="store_true", help="do not write into the file that it is generated")
+    inputs.add_argument("--c2pa_certificate", help="PEM of a certificate chain, to sign that the video is generated")
+    inputs.add_argument("--c2pa_key", help="PEM of the certificate's key; needs the package c2pa-python")
     add_options(parser.add_argument_group("portrait and head motion"), fields(MotionOptions))
 
     model = parser.add_argument_group("model")
@@ -93,6 +97,7 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
             raise InputError(f"`{name}` is missing: give the file; without both and without a model the demo runs")
     args.sampling = options_of(args, SamplingOptions)
     args.motion = options_of(args, MotionOptions)
+    check_signing(args.c2pa_certificate, args.c2pa_key)
     if args.kps_path is None and args.motion.retarget_strategy not in (None, "fix_face"):
         strategy = args.motion.retarget_strategy
         raise InputError(f"`retarget_strategy` {strategy} needs `kps_path`; without one use fix_face")
@@ -205,7 +210,10 @@ def make_video(args: Namespace, rank: int) -> None:
         return
     shown: list[np.ndarray] = []
     numbers = frame_numbers(inputs.num_frames, SHEET_FRAMES)
-    write_video(output_path, remember(output.frames, numbers, shown), options.fps, inputs.audio)
+    metadata = {} if args.no_metadata else video_metadata(args.model_dir, options, args.motion)
+    write_video(output_path, remember(output.frames, numbers, shown), options.fps, inputs.audio, metadata=metadata)
+    if args.c2pa_key:
+        sign_video(output_path, args.c2pa_certificate, args.c2pa_key)
     if sheet_path:
         waveform = inputs.waveform(sampling_rate_hz).numpy()
         sheet = render_filmstrip(np.asarray(inputs.portrait), shown, numbers, inputs.kps.numpy(), waveform)

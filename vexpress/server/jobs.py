@@ -17,11 +17,12 @@ from vexpress.media.sheets import frame_numbers, remember, render_filmstrip
 from vexpress.media.video import write_video
 from vexpress.model_folder import EMBEDDED_MODEL_DIR
 from vexpress.options import MotionOptions, SamplingOptions
-from vexpress.provenance import video_metadata
+from vexpress.provenance import sign_video, video_metadata
 from vexpress.request import ClipInputs
 from vexpress.server.engine import Engine
 from vexpress.server.requests import DRIVING_KPS, VideoRequest
 from vexpress.server.schema import option_fields
+from vexpress.server.settings import ServeSettings
 from vexpress.server.streaming import FragmentedMp4, playable_rate
 from vexpress.server.turns import Watch
 
@@ -63,7 +64,7 @@ class Progress:
 
 
 def make_video(
-    request: VideoRequest, folder: Path, engine: Engine, progress: Progress, marked: bool = True
+    request: VideoRequest, folder: Path, engine: Engine, progress: Progress, settings: ServeSettings
 ) -> dict[str, Any]:
     """Does the work of a job.
 
@@ -72,7 +73,7 @@ def make_video(
         folder: of the job.
         engine: the model.
         progress: is told, and its watch may end the work.
-        marked: the files say that they are generated.
+        settings: whether videos are signed.
 
     Returns:
         Facts of the video.
@@ -85,12 +86,14 @@ def make_video(
     prepared = request.prepared(folder, engine.detector)
     inputs = engine.prepare(prepared, options)
     progress.num_frames = inputs.num_frames
-    metadata = video_metadata(engine.model_dir, options, request.motion) if marked else {}
+    metadata = video_metadata(engine.model_dir, options, request.motion)
     numbers = frame_numbers(inputs.num_frames, SHEET_FRAMES)
     shown: list[np.ndarray] = []
     frames = engine.frames(inputs, options, progress.watch)
     with contextlib.closing(_streamed(frames, folder / STREAM, inputs, metadata, progress)) as streamed:
         write_video(folder / VIDEO, remember(streamed, numbers, shown), options.fps, inputs.audio, metadata=metadata)
+    if settings.c2pa_key:
+        sign_video(folder / VIDEO, settings.c2pa_certificate, settings.c2pa_key)
     waveform = inputs.waveform(engine.sampling_rate_hz).numpy()
     sheet = render_filmstrip(np.asarray(inputs.portrait), shown, numbers, inputs.kps.numpy(), waveform)
     with replacing(folder / SHEET) as temporary:

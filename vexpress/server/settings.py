@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from vexpress.errors import InputError
 from vexpress.fields import check_fields, option
+from vexpress.provenance import check_signing
 
 MIN_TOKEN_LENGTH = 16
 
@@ -39,8 +40,13 @@ class ServeSettings:
     max_job_seconds: float = option(3600.0, "time a job may take", low=1, high=360000, unit="s")
     idle_seconds: float = option(30.0, "a client that sends or reads nothing for so long is given up", low=1, high=3600)
     keep_hours: float = option(24.0, "finished jobs and their files are deleted after", low=0.001, high=10000, unit="h")
+    c2pa_certificate: str | None = option(
+        None, "PEM of a certificate chain, to sign that videos are generated", type=str
+    )
+    c2pa_key: str | None = option(None, "PEM of the certificate's key; needs the package c2pa-python", type=str)
 
     def __post_init__(self):
         check_fields(self)
         if self.token is not None and len(self.token) < MIN_TOKEN_LENGTH:
             raise InputError(f"must have {MIN_TOKEN_LENGTH} characters or more", "token")
+        check_signing(self.c2pa_certificate, self.c2pa_key)

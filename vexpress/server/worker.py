@@ -134,7 +134,7 @@ class Worker:
             if self.store.get(job.id).state != states.RUNNING:  # cancelled as it was taken
                 return
             request = VideoRequest.from_json(job.request)
-            result = make_video(request, self.folder(job.id), self.engine, progress)
+            result = make_video(request, self.folder(job.id), self.engine, progress, self.settings)
         except StoppedError as stopped:
             if stopped.reason:
                 self._end(job, states.FAILED, error={"field": None, "message": stopped.reason})
