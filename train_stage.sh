@@ -31,10 +31,10 @@ fi
 run() {
     local launch=() status=0
     if [ "$HOST_GPU_NUM" -ne 1 ] || [ "${HOST_NUM:-1}" -ne 1 ]; then
-        launch=(-m torch.distributed.run --nproc_per_node "$HOST_GPU_NUM" --nnodes "${HOST_NUM:-1}"
+        launch=(-m vexpress.cli.launch --nproc_per_node "$HOST_GPU_NUM" --nnodes "${HOST_NUM:-1}"
             --node_rank "${INDEX:-0}" --master_addr "${CHIEF_IP:-127.0.0.1}" --master_port "${CHIEF_PORT:-29500}")
     fi
-    "$python" "${launch[@]}" "$here/train.py" --config "$@" &
+    PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" "$python" "${launch[@]}" "$here/train.py" --config "$@" &
     local child=$!
     trap 'kill -TERM "$child"' TERM INT
     wait "$child" || status=$?

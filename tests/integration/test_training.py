@@ -322,7 +322,7 @@ def test_bad_input_is_one_line(config_path, tmp_path, capsys):
         "data.num_frames=40": "data.num_frames",
         "audio_model_path=nowhere": "audio_model_path=nowhere: no such folder",
         "tracker=wandb": "tracker=wandb: is not installed",
-        "solver.lr_scheduler=foo": "solver.lr_scheduler=foo: allowed are",
+        "solver.lr_scheduler=foo": "solver.lr_scheduler=foo: must be one of",
         "seed=-1": "seed=-1",
         "data.meta_paths=[a": "not valid YAML",
         "solver.mixed_precision=fp16": "solver.mixed_precision=fp16: needs a CUDA device; use bf16 or no",

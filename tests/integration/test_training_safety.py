@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 
 from tests import tiny
 from tests.clips import write_dataset
-from tests.runs import assert_equal, error, exported, run, start, wait_for, write_config
+from tests.runs import ROOT, assert_equal, error, exported, run, start, wait_for, write_config
 from vexpress.training.checkpoints import find_checkpoints, read_progress
 from vexpress.training.run_lock import LOCK_NAME
 
@@ -128,6 +130,16 @@ def test_a_signal_before_the_first_step_leaves_nothing(config_path, tmp_path, mo
     assert process.returncode == 128 + number, output
     assert output.strip() == "interrupted: nothing half-written is left"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_launcher_ends_as_its_processes_do(tmp_path):
+    (tmp_path / "script.py").write_text("import sys; print('error: a line', file=sys.stderr); sys.exit(2)")
+    command = [sys.executable, "-m", "vexpress.cli.launch", "--nproc_per_node", "2", "--master_port", "29613"]
+    done = subprocess.run([*command, str(tmp_path / "script.py")], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "error: a line" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("num_before", [0, 2, 4, 9, 25])
