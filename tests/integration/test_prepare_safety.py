@@ -24,6 +24,7 @@ from tests.integration.prepare_runs import (
     write_models,
 )
 from vexpress.data.formats import load_face_info, load_metadata
+from vexpress.errors import InputError
 from vexpress.media.video import read_frames
 
 DEADLINE_SECONDS = 120
@@ -132,6 +133,18 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_done(tmp_path, few_dir, mode
     error = capsys.readouterr().err
     assert "no space left on the disk" in error
     assert f"--output_dir {tmp_path / 'out'}" in error
+    assert list((tmp_path / "out" / "clips").iterdir()) == []
+
+
+def test_a_model_that_is_of_no_use_ends_the_run_in_one_line(tmp_path, few_dir, models, monkeypatch, capsys):
+    def detect(self, image):
+        raise InputError("its models are not those of insightface", "insightface_model_path", "faces")
+
+    monkeypatch.setattr("vexpress.media.faces.FaceAnalyzer.detect", detect)
+    flags = {**LIMITS, **models, "input_dir": few_dir, "output_dir": tmp_path / "out", "device": "cpu"}
+    assert run_script("prepare_dataset", **flags) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line and "prepare:" not in line]
+    assert lines == ["error: --insightface_model_path faces: its models are not those of insightface"]
     assert list((tmp_path / "out" / "clips").iterdir()) == []
 
 

@@ -38,7 +38,7 @@ from vexpress.prepare.records import (
     write_json,
 )
 from vexpress.prepare.settings import PrepareSettings
-from vexpress.prepare.source import PrepareModels, prepare_source
+from vexpress.prepare.source import MODEL_FIELDS, PrepareModels, prepare_source
 from vexpress.prepare.workers import run_workers
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class Preparation:
             on_clip: called after each clip that is made.
 
         Raises:
+            InputError: a model cannot be used.
             OSError: the disk is full.
         """
         folder = self.folder_of(source)
@@ -106,8 +107,12 @@ class Preparation:
             except Exception as error:  # whatever a strange file makes the libraries raise must not stop the others
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise OSError(error.errno, error.strerror, str(folder)) from error  # the other name goes
-                logger.exception("%s: failed, and will be tried again by the next run", source)
-                self.record_failure(source, f"{type(error).__name__}: {error}")
+                if isinstance(error, InputError) and error.field in MODEL_FIELDS:  # no source would do better
+                    raise
+                detail = f"{type(error).__name__}: {error}"
+                logger.error("%s: failed, and will be tried again by the next run (%s)", source, detail)
+                logger.debug("%s", source, exc_info=True)
+                self.record_failure(source, detail)
             else:
                 self._write_record(source, unfinished, result, failed=False)
                 remove(folder)  # of an older version of the source

@@ -29,6 +29,7 @@ from vexpress.prepare.verify import find_lips_outside
 from vexpress.weights import load_audio_encoder
 
 FIELD = "input_dir"  # that gave the videos, for messages
+MODEL_FIELDS = ("insightface_model_path", "audio_encoder_path")
 SPEECH_WINDOW_SECONDS = 0.025
 KEYFRAME_INTERVAL = 30  # training seeks in clips: this cuts its reading time to 60 %, for files 1.7 times as large
 
@@ -89,6 +90,9 @@ def prepare_source(
     Returns:
         "clips": rows of the metadata, with file names in `folder`; "rejected": rows with "clip" (its number, None for
         the whole source), "start_seconds", "end_seconds", "reason", "detail".
+
+    Raises:
+        InputError: a model cannot be used.
     """
     clips: list[dict] = []
     rejected: list[dict] = []
@@ -100,6 +104,8 @@ def prepare_source(
         frames = constant_rate(read_frames(source, FIELD), fps)
         boxes = [np.array([face.bbox for face in faces]) for faces in models.detector.detect_each(frames)]
     except InputError as error:
+        if error.field in MODEL_FIELDS:
+            raise
         return {"clips": [], "rejected": [_rejected_row(Rejected("corrupt", str(error)))]}
     except Rejected as rejection:
         return {"clips": [], "rejected": [_rejected_row(rejection)]}

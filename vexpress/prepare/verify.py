@@ -4,6 +4,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from vexpress.data.transforms import lip_corners
 from vexpress.errors import InputError
 from vexpress.media.container import decode_frames, open_stream
 from vexpress.media.video import VideoInfo, probe_video
+from vexpress.prepare.workers import follow_parent
 
 FIELD = "video"
 TABLE_HEADER = f"{'':4}  {'frames':>6}  {'fps':>6}  {'states':>6}  {'width':>5}  clip"
@@ -61,13 +63,21 @@ def files_of(record: ClipRecord) -> dict[str, Path]:
 
 
 def verify_clips(records: Sequence[ClipRecord], num_processes: int = 1) -> Iterator[ClipReport]:
-    """Yields a report for each clip, in order."""
+    """Yields a report for each clip, in order.
+
+    Raises:
+        InputError: a process ended, as a damaged file or too little memory can make it.
+    """
     if num_processes == 1:
         yield from map(verify_clip, records)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        yield from pool.map(verify_clip, records, chunksize=4)
+    with ProcessPoolExecutor(num_processes, mp_context=context, initializer=follow_parent) as pool:
+        try:
+            yield from pool.map(verify_clip, records, chunksize=4)
+        except BrokenProcessPool as error:
+            problem = "a process ended at work, by a damaged file or too little memory; 1 shows at which clip"
+            raise InputError(problem, "num_processes", num_processes) from error
 
 
 def verify_clip(record: ClipRecord) -> ClipReport:

@@ -93,10 +93,15 @@ def run_workers(work: Work, sources: list[Path], num_processes: int, show: Calla
             process.join()
 
 
+def follow_parent() -> None:
+    """Makes a process end when its parent does, however that ends, and not by Ctrl-C, which reaches both."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
 def _work(work: Work, connection: Connection) -> None:
     """A worker: sends "source" when it is ready for one, and "clip" after each clip; None ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     set_up_logging(logging.WARNING)
     torch.set_num_threads(1)
     try:
