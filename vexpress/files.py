@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -57,21 +58,31 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_json(path: str | os.PathLike, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Reads a JSON file of a size that ours have, so that memory is bounded.
 
     Raises:
         OSError, ValueError: it cannot be read, or is not such a file.
     """
-    path = Path(path)
-    if not path.is_file():  # opening a pipe would wait for a writer
-        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path, max_bytes))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def read_text(path: str | os.PathLike, max_bytes: int) -> str:
+    """Reads a file of text.
+
+    Raises:
+        OSError, ValueError: it cannot be read, is a device or pipe (which might never answer), too large, or no UTF-8.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        reason = "is a folder" if stat.S_ISDIR(status.st_mode) else "is a device or pipe"
+        raise OSError(errno.EINVAL, reason, os.fspath(path))
+    if status.st_size > max_bytes:
+        raise ValueError(f"larger than {max_bytes} bytes")
+    return Path(path).read_text(encoding="utf-8")
 
 
 def sync(path: Path) -> None:

@@ -11,12 +11,12 @@
 The released guider and audio projection have no configuration file; ours have one beside the weights (.json).
 """
 
-import json
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 from vexpress.errors import InputError
+from vexpress.files import read_json
 
 SUFFIXES = (".safetensors", ".bin", ".pth")
 LAYOUT = {
@@ -103,10 +103,10 @@ def read_config(path: Path) -> dict:
         InputError: missing, or not a JSON object.
     """
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path)
     except OSError as error:
         raise InputError(f"configuration {path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"configuration {path}: not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise InputError(f"configuration {path}: must hold a JSON object")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vexpress.data.arrays import as_path, checked_path, float_array, float_item, read_file, readable_path
 from vexpress.errors import InputError
-from vexpress.files import replacing
+from vexpress.files import read_json, replacing
 
 FACE_INFO_SUFFIXES = (".npz", ".pt", ".pth")
 AUDIO_EMBEDS_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
@@ -201,6 +201,7 @@ class ClipRecord:
 NEEDED_PATH_KEYS = ("video", "face_info", "audio_embeds")
 PATH_KEYS = (*NEEDED_PATH_KEYS, "audio")
 NUMBER_KEYS = ("duration", "fps", "num_frames")
+MAX_METADATA_BYTES = 2**31  # some millions of clips
 MAX_NUMBER = 1e9  # of seconds or frames: 30 years, or one
 
 
@@ -215,10 +216,10 @@ def load_metadata(path: str | os.PathLike) -> list[ClipRecord]:
     """
     path = as_path(path, "metadata")
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = read_json(path, MAX_METADATA_BYTES)
     except OSError as error:
         raise InputError(f"metadata {path}: cannot be read ({error.strerror}); give a metadata file") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"metadata {path}: is not valid JSON ({error})") from error
     if not isinstance(rows, list):
         raise InputError(f"metadata {path}: holds a {type(rows).__name__}; needed is a list of rows")

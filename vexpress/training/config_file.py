@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from vexpress.errors import InputError, first_line
-from vexpress.files import replacing
+from vexpress.files import read_text, replacing
 from vexpress.training.config import TrainConfig
 
 Config = TypeVar("Config")
@@ -116,9 +116,8 @@ def _read_layers(path: str | PathLike) -> list[DictConfig]:
 
 def _read_yaml(path: Path) -> DictConfig:
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_BYTES + 1)
-        if len(text) > MAX_BYTES or _count_nodes(yaml.compose(text, yaml.SafeLoader), {}) > MAX_NODES:
+        text = read_text(path, MAX_BYTES)
+        if _count_nodes(yaml.compose(text, yaml.SafeLoader), {}) > MAX_NODES:
             raise InputError(f"configuration {path}: too large for a configuration")
         loaded = OmegaConf.load(io.StringIO(text))
     except OSError as error:
