@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shlex
 import shutil
 import time
 import wave
@@ -18,6 +19,7 @@ pytest.importorskip("fastapi", reason="needs the extra serve")
 from starlette.testclient import TestClient  # noqa: E402
 from starlette.websockets import WebSocketDisconnect  # noqa: E402
 
+from vexpress.cli import generate  # noqa: E402
 from vexpress.media.keypoints import load_kps  # noqa: E402
 from vexpress.model_folder import EMBEDDED_MODEL_DIR  # noqa: E402
 from vexpress.provenance import read_mark  # noqa: E402
@@ -586,3 +588,32 @@ def test_keypoints_of_a_driving_video_are_those_of_the_program(client, tmp_path)
     assert found.fps == kps.fps
     assert len(found.kps) == len(kps.kps)
     assert (found.kps - kps.kps).abs().max() < 1.0
+
+
+def mark_of(path: Path) -> dict:
+    with av.open(str(path)) as container:
+        return read_mark(container.metadata)
+
+
+def test_the_command_of_a_job_makes_the_same_file(client, tmp_path, monkeypatch):
+    data = {**QUICK, "seed": "7", "guidance_scale": "2.5", "auto_crop": "true", "median_filter": "true",
+            "motion_example": "driving.mp4", "retarget_strategy": "offset_retarget"}  # fmt: skip
+    job_id = client.post("/v1/videos", files=form(), data=data).json()["id"]
+    job = finished(client, job_id)
+    words = shlex.split(job["command"])
+    for flag, name in (("--reference_image_path", "portrait"), ("--audio_path", "audio"), ("--kps_path", "kps")):
+        content = client.get(f"/v1/videos/{job_id}/files/{name}").content
+        (tmp_path / words[words.index(flag) + 1]).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    generate.main(words[2:])
+    (tmp_path / "job.mp4").write_bytes(client.get(f"/v1/videos/{job_id}/content").content)
+    assert mark_of(tmp_path / "talking.mp4") == mark_of(tmp_path / "job.mp4")
+    assert (tmp_path / "talking.mp4").read_bytes() == (tmp_path / "job.mp4").read_bytes()
+    # and so does the call of the API
+    words = shlex.split(job["api_call"])
+    parts = [words[i + 1].partition("=")[::2] for i, word in enumerate(words) if word == "-F"]
+    files = {name: (value, (tmp_path / value[1:]).read_bytes()) for name, value in parts if value.startswith("@")}
+    again = client.post("/v1/videos", files=files, data={n: v for n, v in parts if not v.startswith("@")}).json()["id"]
+    finished(client, again)
+    content = client.get(f"/v1/videos/{job_id}/content").content
+    assert client.get(f"/v1/videos/{again}/content").content == content

@@ -75,5 +75,8 @@ def add_options(group: argparse._ActionsContainer, fields: Iterable[dataclasses.
             name, action = (f"no_{field.name}", "store_false") if field.default else (field.name, "store_true")
             help = f"do not {help}" if field.default else help
             group.add_argument(f"--{name}", action=action, dest=field.name, default=own_default, help=help)
+            if field.default:  # for models whose own default is off
+                on = f"--{field.name}"
+                group.add_argument(on, action="store_true", default=own_default, help=argparse.SUPPRESS)
         else:
             group.add_argument(f"--{field.name}", type=kind, default=own_default, choices=facts["choices"], help=help)

@@ -5,7 +5,7 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +146,11 @@ def command_line(request: VideoRequest, model_dir: Path, defaults: SamplingOptio
     words += ["--audio_path", download_name("audio", request)]
     if {"kps", "driving_video"} & set(request.files):
         words += ["--kps_path", download_name("kps", request)]
-    is_switch = {f.name for table in (SamplingOptions, MotionOptions) for f in fields(table) if f.type == "bool"}
-    is_switch |= {f.name for table in (SamplingOptions, MotionOptions) for f in fields(table) if f.type is bool}
     for name, value in differing(request.options, request.motion, defaults).items():
-        if name in is_switch:
-            default = next(f.default for t in (SamplingOptions, MotionOptions) for f in fields(t) if f.name == name)
-            words.append(f"--no_{name}" if default else f"--{name}")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no_{name}")
         else:
-            words += [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [f"--{name}", repr(value) if isinstance(value, float) else str(value)]
     return shlex.join([*words, "--output_path", "talking.mp4"])
 
 

@@ -66,16 +66,18 @@ class Service:
         try:
             self.engine.load()
             self.worker.wake()
-            portraits = self.examples.files["portrait"]
-            if portraits and self.settings.max_streams:
-                self.engine.warm_up(next(iter(portraits.values())))
-                self.metrics.live_factor.set(self.engine.speed.factor)
         except InputError as error:
             self.failure = Problem.of(error).message
             logger.error("the model cannot be loaded: %s", error)
         except Exception as error:
             self.failure = f"the model cannot be loaded ({type(error).__name__})"
             logger.exception("the model cannot be loaded")
+        portraits = self.examples.files["portrait"]
+        if self.failure is None and portraits and self.settings.max_streams:
+            try:
+                self.engine.warm_up(next(iter(portraits.values())))
+            except InputError as error:  # a model that is not for this face, say; jobs may still work
+                logger.warning("the speed of live streams cannot be measured: %s", error)
 
     def check_room(self) -> None:
         """Raises a Problem (429) if the queue is full."""
@@ -155,3 +157,5 @@ class Service:
         metrics.queue.set(self.store.count(states.QUEUED))
         metrics.running.set(self.store.count(states.RUNNING))
         metrics.streams.set(self.num_streams)
+        if self.engine.speed.factor is not None:
+            metrics.live_factor.set(self.engine.speed.factor)
