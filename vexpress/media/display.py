@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 EXACT_CONVERSION = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
+# A converter with threads of its own, inherited by a forked process, waits for them without end when it is freed there;
+# DataLoader's workers are forked.
+CONVERSION_THREADS = 1
 # Pixels of films and broadcasts are 0.5 to 4 times as wide as high; a header that says more is wrong.
 MAX_PIXEL_ASPECT = 8
 MAX_PIXELS = 2**26  # of a frame, twice those of 8K: what is larger needs more memory than it is worth
@@ -29,7 +32,7 @@ def to_pixels(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
     if width * frame.height > MAX_PIXELS:
         raise ValueError(f"frames of {width}x{frame.height} px are too large")
     size = {} if width == frame.width else {"width": width, "height": frame.height}
-    pixels = frame.to_ndarray(format="rgb24", interpolation=EXACT_CONVERSION, **size)
+    pixels = frame.to_ndarray(format="rgb24", interpolation=EXACT_CONVERSION, threads=CONVERSION_THREADS, **size)
     is_transposed, flips_x, flips_y = _orientation(frame)
     if is_transposed:
         pixels = pixels.transpose(1, 0, 2)

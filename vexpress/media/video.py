@@ -19,7 +19,7 @@ from vexpress.errors import InputError
 from vexpress.files import replacing
 from vexpress.media.audio import LAYOUTS, Audio, check_samples
 from vexpress.media.container import Clock, decode_frames, file_start_seconds, media_streams, open_stream
-from vexpress.media.display import EXACT_CONVERSION, shown_size, to_pixels, warn_of_hdr
+from vexpress.media.display import CONVERSION_THREADS, EXACT_CONVERSION, shown_size, to_pixels, warn_of_hdr
 
 MIN_FPS, MAX_FPS = 0.1, 240
 # Containers round timestamps to a millisecond: a frame that is late by less is on time.
@@ -258,6 +258,7 @@ def _video_frame(pixels: np.ndarray, index: int, fps: Fraction) -> av.VideoFrame
         format="yuv420p",
         dst_colorspace=Colorspace.ITU709,
         dst_color_range=ColorRange.MPEG,
+        threads=CONVERSION_THREADS,
         interpolation=EXACT_CONVERSION,
     )
     frame.pts, frame.time_base = index, 1 / fps
