@@ -369,7 +369,7 @@ def test_operations(client, job_id):
     schema = client.get("/openapi.json").json()
     body = schema["paths"]["/v1/videos"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["properties"]["num_inference_steps"]["minimum"] == 1
-    assert body["properties"]["image_width"]["default"] == 96
+    assert body["properties"]["image_width"]["default"] == client.app.state.service.engine.defaults.image_width
     docs = client.get("/docs").text
     assert "guidance_scale" in docs
     assert "http://" not in docs.replace("http://localhost", "")

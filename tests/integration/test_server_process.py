@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import httpx
@@ -14,8 +16,9 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 websockets = pytest.importorskip("websockets", reason="needs the extra serve")
 
-from tests.integration.server_process import ServerProcess  # noqa: E402
-from tests.integration.test_server import QUICK, form, sound  # noqa: E402
+from tests.integration.server_process import ROOT, ServerProcess  # noqa: E402
+from tests.integration.test_server import EXAMPLES, QUICK, form, sound  # noqa: E402
+from vexpress.media.audio import load_audio  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +207,24 @@ def test_mistakes_end_in_one_line(tmp_path):
             assert result.returncode == 2, result.stderr
             assert words in result.stderr.splitlines()[-1], result.stderr
             assert "Traceback" not in result.stderr
+
+
+def test_the_client_of_the_docs_runs_as_written(server, tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"<!-- run by .*? -->\n```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "vexpress").symlink_to(ROOT / "vexpress")
+    code = code.replace("http://127.0.0.1:8000", server.url)
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    num_frames = round(load_audio(EXAMPLES / "speech.wav").duration_seconds * 10)
+    assert result.stdout.startswith(f"done {{'num_frames': {num_frames}")
+    assert (tmp_path / "talking.mp4").stat().st_size > 5000
+
+
+def test_the_flags_of_the_docs_exist():
+    text = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    flags = set(re.findall(r"`(--\w+)", text)) - {"--no_metadata"}
+    help_text = subprocess.run(
+        [sys.executable, "-m", "vexpress", "serve", "--help"], capture_output=True, text=True
+    ).stdout
+    assert flags <= set(re.findall(r"--\w+", help_text))

@@ -23,7 +23,7 @@ function setUpTabs() {
       button.setAttribute("aria-selected", String(chosen)); button.tabIndex = chosen ? 0 : -1; $(`panel-${tab}`).hidden = !chosen;
     }
     document.querySelector('[data-panel="create"]').hidden = name !== "create";
-    $("inputs").hidden = name === "history";
+    $("inputs").hidden = name === "history"; $("voice").hidden = name === "live"; $("main").dataset.tab = name;
     history.replaceState(null, "", `#${name}`);
   };
   for (const [number, tab] of TABS.entries()) {
