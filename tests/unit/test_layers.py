@@ -94,7 +94,9 @@ def test_no_program_edits_the_path():
         assert "sys.path." not in path.read_text(), path
 
 
-@pytest.mark.parametrize("folder", ["data", "diffusion", "evaluation", "media", "models", "prepare", "training"])
+@pytest.mark.parametrize(
+    "folder", ["comfyui", "data", "diffusion", "evaluation", "media", "models", "prepare", "training"]
+)
 def test_unit_tests_mirror_the_package(folder):
     for path in (ROOT / "tests" / "unit" / folder).glob("test_*.py"):
         names = [module.stem for module in (ROOT / "vexpress" / folder).glob("*.py")]

@@ -43,10 +43,8 @@ def model_folder(name: str, roots: Sequence[str | os.PathLike]) -> Path:
     """
     models = find_models(roots)
     if name not in models:
-        problem = f"is no folder of a model in {' or '.join(map(str, roots))}; there are: {', '.join(models)}. "
-        raise InputError(
-            problem + f"Get it with: vexpress download --model_dir {Path(roots[0]) / name}", "model_folder", name
-        )
+        there = f"is no folder of a model in {' or '.join(map(str, roots))}; there are: {', '.join(models)}"
+        raise InputError(f"{there}. {_advice(roots, name)}", "model_folder", repr(name))
     return models[name]
 
 
@@ -69,10 +67,14 @@ def old_model_folder(typed: str, pack_dir: Path, roots: Sequence[str | os.PathLi
     models = find_models(roots)
     if typed in models:
         return models[typed]
-    problem = f"is no folder of a model in {' or '.join(map(str, allowed))}. Get the released models with: "
-    raise InputError(
-        problem + f"vexpress download --model_dir {Path(roots[0]) / 'model_ckpts'}", "vexpress_model_path", typed
-    )
+    problem = f"is no folder of a model in {' or '.join(map(str, allowed))}. {_advice(roots, 'model_ckpts')}"
+    raise InputError(problem, "vexpress_model_path", repr(typed))
+
+
+def _advice(roots: Sequence[str | os.PathLike], name: str) -> str:
+    folder = _inside(Path(roots[0]), name) or Path(roots[0], "released")
+    command = f"python -m vexpress download --model_dir {folder}"
+    return f"Get the released models with this, run in the pack's folder: {command}"
 
 
 def list_files(folder: str | os.PathLike, suffixes: Sequence[str] = ()) -> list[str]:

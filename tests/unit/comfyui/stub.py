@@ -154,7 +154,7 @@ def modules(base_dir: str) -> dict[str, types.ModuleType]:
 @contextlib.contextmanager
 def installed(base_dir: str) -> Iterator[types.ModuleType]:
     """Has the nodes be imported without ComfyUI, all of whose folders are below `base_dir`; gives their extension."""
-    names = ("extension", "nodes", "keypoint_nodes", "old_nodes", "widgets", "host")
+    names = ("extension", "nodes", "keypoint_nodes", "old_nodes", "old_file_nodes", "widgets", "host")
     ours = [f"vexpress.comfyui.{name}" for name in names]
     made = modules(base_dir)
     sys.modules.update(made)

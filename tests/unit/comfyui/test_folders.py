@@ -41,7 +41,7 @@ def test_a_root_may_be_a_model_itself(roots):
 def test_no_other_folder_is_a_model(roots, name):
     with pytest.raises(InputError, match="no folder of a model.*released, fine_tuned") as error:
         folders.model_folder(name, roots)
-    assert "vexpress download" in str(error.value) and "\n" not in str(error.value)
+    assert "-m vexpress download" in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("typed", ["./model_ckpts", "model_ckpts", ".\\model_ckpts", "model_ckpts/"])
