@@ -6,6 +6,7 @@ a position in the training data is a single number.
 """
 
 import functools
+import gc
 import itertools
 import logging
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vexpress.audio_features import audio_windows
 from vexpress.data.config import DataConfig
@@ -179,6 +180,20 @@ class TalkingFaceDataset(Dataset):
             "name": str(clip.record.video),
             "frame_ids": torch.from_numpy(frame_ids),
         }
+
+
+def start_workers(loader: DataLoader) -> Iterator[dict]:
+    """Starts a loader's worker processes, and gives its batches.
+
+    A forked worker that frees a decoder of its parent waits without end for the decoder's threads, which it has not
+    inherited. So what is garbage is freed before, and the workers' collector leaves alone what they inherit.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        return iter(loader)
+    finally:
+        gc.unfreeze()
 
 
 class SampleStream(Sampler[int]):

@@ -5,7 +5,7 @@ from collections.abc import Generator
 
 from torch.utils.data import DataLoader
 
-from vexpress.data.dataset import SampleStream, TalkingFaceDataset
+from vexpress.data.dataset import SampleStream, TalkingFaceDataset, start_workers
 from vexpress.errors import InputError, first_line
 
 
@@ -28,7 +28,7 @@ def stream_batches(dataset: TalkingFaceDataset, samples: SampleStream, pin_memor
         pin_memory=pin_memory,
         worker_init_fn=_ignore_signals,
     )
-    batches = iter(loader)
+    batches = start_workers(loader)
     while True:
         try:
             yield next(batches)

@@ -1,3 +1,4 @@
+import gc
 import itertools
 import json
 import logging
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from vexpress.audio_features import audio_windows
 from vexpress.cli import cache_latents as cache_latents_program
 from vexpress.cli.program import EXIT_BAD_INPUT, run_program
 from vexpress.data.config import DataConfig
-from vexpress.data.dataset import SampleStream, TalkingFaceDataset, random_frame_ids
+from vexpress.data.dataset import SampleStream, TalkingFaceDataset, random_frame_ids, start_workers
 from vexpress.data.formats import (
     ClipRecord,
     load_audio_embeds,
@@ -213,11 +215,29 @@ def test_a_sample_depends_on_seed_and_number_alone(meta_path, augmented):
 def test_workers_change_nothing(augmented):
     def batches(num_workers: int) -> list[dict]:
         loader = DataLoader(augmented, batch_size=2, sampler=SampleStream(), num_workers=num_workers)
-        return list(itertools.islice(loader, 4))
+        return list(itertools.islice(start_workers(loader), 4))
 
     for batch, expected in zip(batches(2), batches(0)):
         assert batch["pixel_values"].shape == (2, 3, 4, 64, 64)
         assert_same(batch, expected)
+
+
+def test_workers_start_beside_a_decoder_that_is_garbage(augmented):
+    """Freed in a forked worker, it would wait without end for threads that are not there."""
+    container = av.open(str(augmented.records[0].video))
+    container.streams.video[0].thread_type = "AUTO"
+    cycle = [container, list(container.decode(video=0))]
+    cycle.append(cycle)
+    del container, cycle
+    loader = DataLoader(
+        augmented,
+        batch_size=1,
+        sampler=SampleStream(),
+        num_workers=1,
+        worker_init_fn=lambda _: gc.collect(),
+        timeout=60,
+    )
+    assert next(start_workers(loader))["number"].tolist() == [0]
 
 
 def test_resuming_in_mid_epoch_goes_on_where_it_stopped(dataset):

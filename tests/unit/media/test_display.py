@@ -1,8 +1,6 @@
 """What a player shows of a frame: square pixels, upright, mirrored where the file says so."""
 
 import struct
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -107,26 +105,3 @@ def test_hdr_is_warned_about_once(tmp_path, caplog, curve, name):
     caplog.clear()
     list(read_frames(write(tmp_path / "b.mp4", picture(), curve=ColorTrc.BT709)))
     assert not caplog.records
-
-
-def test_a_frame_may_be_freed_in_a_forked_process(tmp_path):
-    """As in DataLoader's workers, which inherit what their parent has read."""
-    code = """
-import os, signal, sys
-import numpy as np
-from fractions import Fraction
-from vexpress.media.video import write_video
-from vexpress.media.container import decode_frames, open_stream
-from vexpress.media.display import to_pixels
-write_video(sys.argv[1], [np.zeros((256, 256, 3), np.uint8)] * 3, Fraction(25))
-with open_stream(sys.argv[1], "video", "video_path") as (container, stream):
-    frames = list(decode_frames(container, stream, sys.argv[1]))
-    pixels = [to_pixels(frame, stream) for frame in frames]
-child = os.fork()
-if child == 0:
-    signal.alarm(20)
-    del frames
-    os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
-"""
-    subprocess.run([sys.executable, "-c", code, tmp_path / "x.mp4"], check=True, timeout=120)
