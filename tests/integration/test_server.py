@@ -5,6 +5,7 @@ import io
 import json
 import shlex
 import shutil
+import socket
 import time
 import wave
 import zipfile
@@ -20,6 +21,8 @@ from starlette.testclient import TestClient  # noqa: E402
 from starlette.websockets import WebSocketDisconnect  # noqa: E402
 
 from vexpress.cli import generate  # noqa: E402
+from vexpress.cli import serve as serve_program  # noqa: E402
+from vexpress.errors import InputError  # noqa: E402
 from vexpress.media.keypoints import load_kps  # noqa: E402
 from vexpress.model_folder import EMBEDDED_MODEL_DIR  # noqa: E402
 from vexpress.provenance import read_mark  # noqa: E402
@@ -448,6 +451,7 @@ def test_a_live_stream_as_pictures_with_times(client):
         ({"portrait_example": "x"}, "portrait_example"),
         ({"num_inference_steps": "3"}, "num_inference_steps"),
         ({"portrait": "@"}, "portrait"),
+        ({"motion": "natural"}, "motion"),
     ],
 )
 def test_live_streams_name_the_field(client, first, field):
@@ -617,3 +621,26 @@ def test_the_command_of_a_job_makes_the_same_file(client, tmp_path, monkeypatch)
     finished(client, again)
     content = client.get(f"/v1/videos/{job_id}/content").content
     assert client.get(f"/v1/videos/{again}/content").content == content
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        (["--token", "short"], "token"),
+        (["--max_queue", "0"], "max_queue"),
+        (["--model_dir", "no"], "model_dir"),
+        (["--data_dir", "/proc/no"], "data_dir"),
+        (["--c2pa_key", "no.pem"], "c2pa_certificate"),
+        (["--host", "no.such.host.invalid"], "host"),
+        (["--port", "taken"], "port"),
+    ],
+)
+def test_mistakes_on_the_command_line_name_the_flag(flags, field, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        flags = [str(taken.getsockname()[1]) if flag == "taken" else flag for flag in flags]
+        if "--port" not in flags:
+            flags += ["--port", "0"]
+        with pytest.raises(InputError) as error:
+            serve_program.main(flags)
+    assert error.value.field == field or f"`{field}`" in error.value.problem

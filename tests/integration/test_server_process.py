@@ -175,38 +175,20 @@ def test_a_live_client_that_sends_faster_than_frames_are_made_is_held_back(serve
 
 def test_jobs_survive_a_killed_process(tmp_path):
     server = ServerProcess(tmp_path, "--max_streams", "0").start()
-    ids = [submit(server, num_inference_steps="30", fps="10"), submit(server), submit(server)]
+    ids = [submit(server, num_inference_steps="12"), submit(server), submit(server)]
     wait(lambda: job(server, ids[0])["state"] == "running")
     server.kill()
     server.start()
     for job_id in ids:
         wait(lambda: job(server, job_id)["state"] == "done")  # noqa: B023
     # a job that was running is taken up by the next process after a proper end, too
-    last = submit(server, num_inference_steps="50", fps="10")
+    last = submit(server, num_inference_steps="30")
     wait(lambda: job(server, last)["state"] == "running")
     assert server.stop() == 128 + signal.SIGTERM
     assert "Traceback" not in server.log()
     server.start()
     assert wait(lambda: job(server, last)["state"] == "done")
     server.stop()
-
-
-def test_mistakes_end_in_one_line(tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        for flags, words in (
-            (["--token", "short"], "--token"),
-            (["--max_queue", "0"], "--max_queue"),
-            (["--model_dir", str(tmp_path / "no")], "--model_dir"),
-            (["--data_dir", "/proc/no"], "--data_dir"),
-            (["--port", str(taken.getsockname()[1])], "--port"),
-        ):
-            command = ["python", "-m", "vexpress", "serve", "--data_dir", str(tmp_path / "data"), *flags]
-            result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-            assert result.returncode == 2, result.stderr
-            assert words in result.stderr.splitlines()[-1], result.stderr
-            assert "Traceback" not in result.stderr
 
 
 def test_the_client_of_the_docs_runs_as_written(server, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def test_the_front_and_what_flags_are_made_of_import_nothing_heavy():
     "program",
     [
         "generate", "extract-kps", "download", "prepare", "verify", "extract-face-info", "extract-audio-embeddings",
-        "cache-latents", "train", "train-motion", "evaluate", "benchmark",
+        "cache-latents", "train", "train-motion", "evaluate", "serve", "benchmark",
     ],
 )  # fmt: skip
 def test_help_and_wrong_flags_import_nothing_heavy(program):

@@ -4,6 +4,7 @@ vexpress serve                                  # http://127.0.0.1:8000 with the
 VEXPRESS_TOKEN=... vexpress serve --host 0.0.0.0 --model_dir model_ckpts
 """
 
+import errno
 import logging
 import os
 import socket
@@ -99,5 +100,6 @@ def listen(settings: ServeSettings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
-        name, value = ("host", settings.host) if isinstance(error, socket.gaierror) else ("port", settings.port)
+        is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        name, value = ("port", settings.port) if is_port else ("host", settings.host)
         raise InputError(f"cannot listen there ({error.strerror or first_line(error)})", name, value) from error

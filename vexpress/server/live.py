@@ -86,6 +86,10 @@ class LiveSession:
     def _prepare(self, wanted: VideoRequest) -> tuple[Image.Image, Tensor]:
         """The portrait at the video's size, and keypoints (f 3 2) of some seconds."""
         options, engine = wanted.options, self.service.engine
+        if wanted.motion.motion == "natural":
+            raise InputError(
+                "is made of whole speech, which a live stream does not have; use still", "motion", "natural"
+            )
         prepared = wanted.prepared_without_motion()
         sequence = None
         if "kps" in wanted.files:

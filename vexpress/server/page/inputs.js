@@ -164,6 +164,7 @@ export class Inputs {
   // Portrait and motion for a live stream's first message.
   async live() {
     const values = { ...this.motionValues(), auto_crop: $("auto-crop").checked };
+    if (values.motion === "natural") values.motion = "still"; // natural motion needs the whole speech
     if (this.portrait.file) values.portrait = await base64(this.portrait.file); else values.portrait_example = this.portrait.name;
     if (values.driving_video) values.driving_video = await base64(values.driving_video);
     return values;
