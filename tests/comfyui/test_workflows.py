@@ -13,7 +13,9 @@ from tests.comfyui.conftest import EXAMPLES, SECONDS
 from tests.comfyui.record import RECORD, our_nodes
 from tests.comfyui.server import ROOT, error_of
 from tests.comfyui.workflow import to_prompt
+from vexpress.comfyui.folders import EMBEDDED
 from vexpress.media.audio import load_audio
+from vexpress.media.images import load_image
 from vexpress.media.video import probe_video, read_frames
 
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -114,3 +116,56 @@ def test_a_video_holds_its_workflow(server, object_info):
     [video] = videos(server, server.run(prompt))
     with av.open(str(video)) as container:
         assert json.loads(container.metadata["prompt"])["sampler"]["inputs"]["seed"] == 8
+
+
+def test_videos_made_by_other_nodes_and_frames_in_memory_are_taken(server, object_info):
+    """A VIDEO without a file to Keypoints from Video, an IMAGE batch to Contact Sheet."""
+    values = prompts.sampler_values(object_info, "VExpress_Sample", retarget_strategy="no_retarget")
+    prompt = {
+        "model": prompts.load_model(),
+        "portrait": prompts.PORTRAIT,
+        "speech": prompts.SPEECH,
+        "driving": {"class_type": "LoadVideo", "inputs": {"file": "driving.mp4"}},
+        "parts": {"class_type": "GetVideoComponents", "inputs": {"video": ["driving", 0]}},
+        "made": {"class_type": "CreateVideo", "inputs": {"images": ["parts", 0], "fps": ["parts", 2]}},
+        "kps": {
+            "class_type": "VExpress_KpsFromVideo",
+            "inputs": {"model": ["model", 0], "video": ["made", 0], "max_gap": 12},
+        },
+        "sampler": {
+            "class_type": "VExpress_Sample",
+            "inputs": values
+            | {"model": ["model", 0], "portrait": ["portrait", 0], "audio": ["speech", 0], "kps": ["kps", 0]},
+        },
+        "sheet": {
+            "class_type": "VExpress_ContactSheet",
+            "inputs": {
+                "portrait": ["portrait", 0],
+                "clip": ["sampler", 0],
+                "audio": ["sampler", 1],
+                "kps": ["sampler", 3],
+            },
+        },
+        "preview": {"class_type": "PreviewImage", "inputs": {"images": ["sheet", 0]}},
+    }
+    [shown] = server.run(prompt)["preview"]["images"]
+    assert load_image(server.shown_file(shown)).width > 1000
+
+
+def test_the_old_packs_other_nodes_run(server, object_info):
+    """Sound of a video, keypoints of a file, and a video that is only shown."""
+    workflow = to_prompt(prompts.old_workflow("other.mp4", EMBEDDED), object_info)
+    server.upload(EXAMPLES / "driving.mp4", "sound.mp4")
+    workflow["3"] = {"class_type": "Load_Audio_Path_From_Video", "inputs": {"video_path": "sound.mp4"}}
+    workflow["6"] = {"class_type": "Load_Kps_Path", "inputs": {"kps_path": "driving_kps.npz"}}
+    workflow["9"] = {"class_type": "Load_Video_Path", "inputs": {"video_path": "driving.mp4"}}
+    workflow["8"]["inputs"]["video"] = ["9", 0]
+    outputs = server.run(workflow)
+    assert server.shown_file(outputs["8"]["images"][0]) == server.base_dir / "input" / "driving.mp4"
+    check_video(server.base_dir / "output" / "other.mp4", load_audio(EXAMPLES / "driving.mp4").duration_seconds)
+
+
+@pytest.mark.parametrize("prefix", ["../outside", "/tmp/outside"])
+def test_names_outside_of_the_output_folder_are_refused(server, object_info, prefix):
+    history = server.wait(server.submit(prompts.talking_portrait(object_info, filename_prefix=prefix)))
+    assert "outside the output folder is not allowed" in error_of(history)

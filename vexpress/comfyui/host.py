@@ -1,7 +1,7 @@
 """What ComfyUI decides: devices, number types, memory, folders, progress and interruption."""
 
 import json
-import tempfile
+import uuid
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import folder_paths
 from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
-from comfy_api.latest import Input
+from comfy_api.latest import Input, InputImpl
 from PIL import Image
 from torch import nn
 
@@ -114,14 +114,14 @@ def node_report() -> Report:
 
 def video_file(video: Input.Video) -> Path:
     """The file of a VIDEO; one that is in memory only is written to ComfyUI's temporary folder."""
-    source = video.get_stream_source()
+    source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
     if isinstance(source, str):
         return Path(source)
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".mp4", delete=False) as file:
-        file.write(source.getbuffer())
-    return Path(file.name)
+    path = folder / f"vexpress_{uuid.uuid4().hex}.mp4"
+    video.save_to(str(path))
+    return path
 
 
 def new_output_file(prefix: str, size: tuple[int, int]) -> tuple[Path, str]:
