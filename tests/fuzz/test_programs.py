@@ -83,8 +83,14 @@ def bad_values(action: argparse.Action) -> list[str]:
     return []
 
 
-CASES = [(program, action.option_strings[0], value) for program in PROGRAMS if program not in ELSEWHERE
-         for action in flags_of(program) if (program, action.dest) not in NOT_READ for value in bad_values(action)]  # fmt: skip
+CASES = [
+    (program, action.option_strings[0], value)
+    for program in PROGRAMS
+    if program not in ELSEWHERE
+    for action in flags_of(program)
+    if (program, action.dest) not in NOT_READ
+    for value in bad_values(action)
+]
 
 
 def test_there_are_many_cases():
