@@ -2,7 +2,7 @@
 
     from vexpress import ModelPaths, Request, SamplingOptions, VExpressPipeline, prepare_request, write_video
 
-Names are imported when they are first used, so that `import vexpress` costs nothing. docs/api.md shows how they are used.
+Names are imported when they are first used, so that `import vexpress` costs nothing. docs/api.md shows their use.
 """
 
 import importlib

@@ -1,4 +1,7 @@
-"""The docs' tables are those of the code, and what they show runs. `python -m tests.unit.test_docs` writes the tables."""
+"""The docs' tables are those of the code, and what they show runs.
+
+`python -m tests.unit.test_docs` writes the tables.
+"""
 
 import dataclasses
 import re
