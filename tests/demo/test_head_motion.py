@@ -16,11 +16,13 @@ from scripts.demo.measure_head_motion import (
     spectrum_ratios,
 )
 from tests.demo.pack import PACK_DIR
-from vexpress.data.formats import load_audio_embeds, load_metadata
+from vexpress.audio_features import encode_audio
+from vexpress.data.formats import load_metadata
 from vexpress.media.audio import load_audio
 from vexpress.media.retargeting import move_face
 from vexpress.model_folder import LAYOUT
 from vexpress.models.head_motion import HeadMotion, motion_from_speech
+from vexpress.weights import load_audio_encoder
 from vexpress.weights.head_motion import load_head_motion
 
 FPS, NUM_SEEDS = 30.0, 8
@@ -35,10 +37,12 @@ def network() -> HeadMotion:
 
 @pytest.fixture(scope="module")
 def joined() -> tuple[torch.Tensor, np.ndarray]:
-    """The speech of all held-out clips in a row: states, and what the law makes of it."""
-    sounds = [load_audio(record.video) for record in SPEECH]
-    waveform = np.concatenate([sound.resampled_mono(16000).numpy() for sound in sounds])
-    states = torch.cat([load_audio_embeds(record.audio_embeds) for record in SPEECH])
+    """The speech of all held-out clips in a row, equally loud: states, and what the law makes of it."""
+    sounds = [load_audio(record.video).resampled_mono(16000).numpy() for record in SPEECH]
+    waveform = np.concatenate([0.1 * sound / sound.std() for sound in sounds])
+    encoder, processor = load_audio_encoder(PACK_DIR / LAYOUT["audio_encoder_path"])
+    with torch.inference_mode():
+        states = encode_audio(encoder, processor, torch.from_numpy(waveform)).float()
     num_frames = round(len(waveform) / 16000 * FPS)
     law = law_from_speech(waveform, 16000, num_frames, FPS)
     return states, np.stack([law[name] for name in LAW_OF.values()], 1)
@@ -59,9 +63,11 @@ def test_motion_follows_the_speech_as_the_law_says(made, joined):
     laws = [joined[1]] * NUM_SEEDS
     r = correlations(made, laws)
     assert np.mean(list(r.values())) >= 0.6, r
-    half = len(joined[1]) // 2
-    shuffled = correlations(made, [np.roll(law, half, axis=0) for law in laws])
-    assert np.abs(list(shuffled.values())).max() < 0.25, shuffled
+    # Twenty seconds agree by chance at one shift or the other, and not on average over many.
+    shifts = np.linspace(0.1, 0.9, 17) * len(joined[1])
+    moved = [correlations(made, [np.roll(law, round(shift), axis=0) for law in laws]) for shift in shifts]
+    shuffled = {name: np.mean([r[name] for r in moved]) for name in LAW_OF}
+    assert np.abs(list(shuffled.values())).max() < 0.15, shuffled
 
 
 def test_seeds_move_differently_and_equally_much(made):
