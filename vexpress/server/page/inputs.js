@@ -126,7 +126,9 @@ export class Inputs {
   setUpMotion() {
     $("motion-example").append(...this.info.examples.motion.map((name) => new Option(name, name)));
     const motion = this.info.options.find(({ name }) => name === "motion");
-    if (motion?.choices.includes("natural") && this.info.natural_motion) document.querySelector("[data-natural]").hidden = false;
+    if (motion?.choices.includes("natural") && this.info.natural_motion) {
+      document.querySelector("[data-natural]").hidden = false; document.querySelector('[name="motion-kind"][value="natural"]').checked = true;
+    }
     for (const radio of document.getElementsByName("motion-kind")) radio.addEventListener("change", () => {
       for (const pane of document.querySelectorAll("[data-motion]")) pane.hidden = pane.dataset.motion !== this.motionKind();
     });
