@@ -4,6 +4,7 @@ import { Microphone } from "./recorder.js";
 
 const $ = (id) => document.getElementById(id);
 const LIVE_STEPS = 3;
+const LIVE_FRAMES = 10; // of a window
 
 export class Live {
   constructor(info, inputs, options) {
@@ -20,14 +21,23 @@ export class Live {
     $("live-slow").textContent = `This machine is ${factor.toFixed(1)} times too slow for live: a second of video takes ${factor.toFixed(1)} s to make. Fewer steps, a smaller size or a GPU help.`;
   }
 
+  // What suits a stream, for options that the user left alone: short windows; on a slow machine one step without guidance.
+  defaults() {
+    const own = Object.fromEntries(this.options.table.map(({ name, default: value }) => [name, value]));
+    const slow = this.info.live.factor > 0.9;
+    const values = { num_inference_steps: Math.min(slow ? 1 : LIVE_STEPS, own.num_inference_steps), context_frames: Math.min(LIVE_FRAMES, own.context_frames) };
+    values.context_overlap = Math.min(own.context_overlap, Math.floor(values.context_frames / 2) - 1);
+    if (slow) values.guidance_scale = 1;
+    return values;
+  }
+
   async start() {
     $("live-start").hidden = true; $("live-stop").hidden = false; this.say("Asking for the microphone …");
     this.heard = null; this.began = null; this.jpeg = $("live-jpeg").checked || !canStream(this.info.mime);
     this.microphone = new Microphone();
     try { await this.microphone.open((pcm, level) => this.hear(pcm, level)); } catch (error) { this.stop(`No microphone: ${error.message}`); return; }
     const options = this.options.typed(); delete options.sampling;
-    if (!("num_inference_steps" in options)) options.num_inference_steps = Math.min(LIVE_STEPS, this.options.table.find(({ name }) => name === "num_inference_steps").default);
-    const values = { ...options, ...(await this.inputs.live()) };
+    const values = { ...this.defaults(), ...options, ...(await this.inputs.live()) };
     if (values.retarget_strategy && !values.motion_example && !values.driving_video) delete values.retarget_strategy;
     const first = { type: "start", output: this.jpeg ? "jpeg" : "mp4", encoding: "pcm_s16le", sampling_rate: this.microphone.rate, channels: 1, ...values };
     const socket = this.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/stream`);
