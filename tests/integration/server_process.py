@@ -1,5 +1,6 @@
 """A service as a process of its own, on a free port of 127.0.0.1."""
 
+import atexit
 import contextlib
 import os
 import socket
@@ -40,6 +41,7 @@ class ServerProcess:
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
+        atexit.register(self.process.kill)  # after a failed test, too
         for _ in range(STARTS_SECONDS * 10):
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.url}/readyz").status_code == 200:
