@@ -95,13 +95,16 @@ def test_commands_of_the_docs_exist():
             assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), f"{page.name}: {module}"
 
 
-def test_the_code_of_the_api_page_runs(tmp_path, monkeypatch):
-    """As written, with other paths."""
-    [code] = re.findall(r"<!-- run by .*? -->\n```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+CODE = re.findall(r"<!-- run by .*? -->\n```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("code", CODE, ids=range(len(CODE)))
+def test_the_code_of_the_api_page_runs(code, tmp_path, monkeypatch):
+    """As written, in an empty folder that sees the package."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vexpress").symlink_to(ROOT / "vexpress")
     exec(compile(code, "docs/api.md", "exec"), {})  # noqa: S102
-    assert (tmp_path / "talking.mp4").stat().st_size > 10_000
+    assert "write_video(" not in code or (tmp_path / "talking.mp4").stat().st_size > 10_000
 
 
 if __name__ == "__main__":
