@@ -23,6 +23,7 @@ from vexpress.media.faces import FaceDetector
 from vexpress.media.mtcnn import load_face_detector
 from vexpress.model_folder import LAYOUT, ModelPaths
 from vexpress.options import SamplingOptions
+from vexpress.provenance import video_metadata
 from vexpress.request import ClipInputs, Request, SpeechMotion, prepare_request
 
 MODELS = "vexpress"
@@ -137,9 +138,10 @@ def new_output_file(prefix: str, size: tuple[int, int]) -> tuple[Path, str]:
     return Path(folder, f"{name}_{counter:05}_.mp4"), subfolder
 
 
-def workflow_metadata(hidden: Any) -> dict[str, str]:
-    """What makes a video open as the workflow that it comes from; nothing where the user switched that off."""
+def file_metadata(hidden: Any, model: LoadedModel, options: SamplingOptions) -> dict[str, str]:
+    """That a video is generated, and the workflow as which it opens; nothing where the user switched that off."""
     if args.disable_metadata:
         return {}
     values = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
-    return {name: json.dumps(value) for name, value in values.items() if value is not None}
+    workflow = {name: json.dumps(value) for name, value in values.items() if value is not None}
+    return video_metadata(model.folder, options) | workflow

@@ -191,7 +191,7 @@ class SampleToVideo(_Sampler):
             size = values["image_width"], values["image_height"]
             path, subfolder = host.new_output_file(filename_prefix, size)  # a bad name is told before the work
             clip, options = make_clip(audio=audio, **values)
-            metadata = host.workflow_metadata(cls.hidden)
+            metadata = host.file_metadata(cls.hidden, values["model"], options)
             write_video(path, clip.frames, options.fps, clip.inputs.audio, metadata=metadata)
         shown = ui.PreviewVideo([ui.SavedResult(path.name, subfolder, io.FolderType.output)])
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), used_kps(clip), ui=shown)

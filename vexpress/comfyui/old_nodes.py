@@ -177,7 +177,8 @@ class Sampler(io.ComfyNode):
             request = Request(*given, MotionOptions(retarget_strategy=retarget_strategy, kps_extend="stretch"))
             report, inputs = host.node_report(), model.prepare(request, options)
             clip = generate(model.pipeline, inputs, options, report, model.load)
-            write_video(path, clip.frames, options.fps, clip.inputs.audio, metadata=host.workflow_metadata(cls.hidden))
+            metadata = host.file_metadata(cls.hidden, model, options)
+            write_video(path, clip.frames, options.fps, clip.inputs.audio, metadata=metadata)
         return io.NodeOutput(str(path), ui=shown_video(path))
 
 

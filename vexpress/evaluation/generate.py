@@ -14,6 +14,7 @@ from vexpress.files import replacing
 from vexpress.media.video import probe_video, write_video
 from vexpress.options import CALL, SamplingOptions
 from vexpress.pipeline import VExpressPipeline
+from vexpress.provenance import video_metadata
 from vexpress.request import load_clip_inputs
 
 SETTINGS_NAME = "generation.json"
@@ -107,4 +108,5 @@ def generate_clip(pipeline: VExpressPipeline, pair: Pair, generation: Generation
         output_type="generator",
         device=device,
     )
-    write_video(pair.generated, output.frames, inputs.fps, inputs.audio)
+    metadata = video_metadata(generation.model, options)
+    write_video(pair.generated, output.frames, inputs.fps, inputs.audio, metadata=metadata)
