@@ -1,5 +1,6 @@
 """The application: the page, the API, and what operators look at."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from vexpress.fields import kind_of
 from vexpress.options import PRESETS, SamplingOptions
 from vexpress.provenance import software
 from vexpress.server.engine import Engine
-from vexpress.server.openapi import ANSWERS, complete_schema, render_docs
+from vexpress.server.openapi import complete_schema, render_docs
 from vexpress.server.portraits import look_at_portrait
 from vexpress.server.problems import Problem
 from vexpress.server.schema import option_fields, upper_bounds
@@ -28,7 +29,8 @@ from vexpress.server.settings import ServeSettings
 from vexpress.server.sockets import serve_socket
 from vexpress.server.speech import voices
 from vexpress.server.streaming import MIME
-from vexpress.server.videos import build_router
+from vexpress.server.videos import CHECKS_AT_ONCE
+from vexpress.server.videos import router as videos
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +66,12 @@ def build_app(engine: Engine, settings: ServeSettings) -> FastAPI:
         openapi_url="/openapi.json",
     )
     app.state.service = service
+    app.state.checks = asyncio.Semaphore(CHECKS_AT_ONCE)
     app.add_middleware(Gate, settings=settings)
     _add_errors(app)
-    app.include_router(build_router(service, ANSWERS), tags=["videos"])
-    _add_page(app, service)
+    app.include_router(videos)
+    _add_page(app, settings)
+    _add_facts(app, service)
     _add_operations(app, service)
     own_schema = app.openapi
 
@@ -109,9 +113,8 @@ def _add_errors(app: FastAPI) -> None:
         return answer(Problem(507, f"the server cannot keep the files ({error.strerror})"))
 
 
-def _add_page(app: FastAPI, service: Service) -> None:
-    """The page, and what it asks for."""
-    settings, engine = service.settings, service.engine
+def _add_page(app: FastAPI, settings: ServeSettings) -> None:
+    """The page, the API's description, and the way in."""
     app.mount("/static", StaticFiles(directory=str(PAGE_DIR)), name="static")
 
     @app.get("/", include_in_schema=False)
@@ -139,6 +142,11 @@ def _add_page(app: FastAPI, service: Service) -> None:
         secure = request.url.scheme == "https"
         response.set_cookie(COOKIE, settings.token, httponly=True, samesite="strict", secure=secure)
         return response
+
+
+def _add_facts(app: FastAPI, service: Service) -> None:
+    """What the page asks for before there is a job."""
+    settings, engine = service.settings, service.engine
 
     @app.get("/v1/info", tags=["service"], summary="Options, limits, examples, voices")
     async def info() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi import Path as PathParameter
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from vexpress.errors import InputError
 from vexpress.server import store as states
 from vexpress.server.jobs import STREAM, VIDEO, api_call, command_line, download_name, file_of
+from vexpress.server.openapi import ANSWERS
 from vexpress.server.problems import Problem
 from vexpress.server.requests import VideoRequest, collect
 from vexpress.server.service import Service
@@ -24,7 +25,16 @@ from vexpress.server.uploads import read_request
 POLL_SECONDS = 0.1
 KEEP_ALIVE_SECONDS = 15
 CHUNK_BYTES = 64 * 1024
-CHECKS_AT_ONCE = 2
+CHECKS_AT_ONCE = 2  # build_app makes `app.state.checks` of it
+
+router = APIRouter(prefix="/v1", tags=["videos"], responses=ANSWERS)
+
+
+async def _service(request: Request) -> Service:
+    return request.app.state.service
+
+
+OwnService = Annotated[Service, Depends(_service)]
 JobId = Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$", description="id of the job")]
 
 
@@ -37,145 +47,148 @@ class JobFile(str, Enum):
     sheet = "sheet"
 
 
-def build_router(service: Service, answers: dict[int | str, dict[str, Any]]) -> APIRouter:
-    """The paths below /v1/videos.
+async def _find(service: Service, job_id: str) -> Job:
+    job = await run_in_threadpool(service.store.get, job_id)
+    if job is None:
+        raise Problem(404, "there is no such job, or its time is over", "id")
+    return job
 
-    Args:
-        service: whose jobs these are.
-        answers: what each path may answer with beside success, for OpenAPI.
-    """
-    router = APIRouter(prefix="/v1", responses=answers)
-    checks = asyncio.Semaphore(CHECKS_AT_ONCE)
 
-    async def find(job_id: str) -> Job:
+async def _create(service: Service, request: Request) -> Job:
+    service.check_room()  # before anything is read
+    job_id, folder = await run_in_threadpool(service.new_folder)
+    try:
+        values, is_text = await read_request(request, folder, service.settings)
+        async with request.app.state.checks:
+            wanted = await run_in_threadpool(
+                *(collect, values, folder, is_text, service.engine.defaults, service.examples, service.settings)
+            )
+            return await run_in_threadpool(service.submit, job_id, folder, wanted)
+    except BaseException as error:  # a client that goes away, too
+        service.discard(folder)
+        if isinstance(error, InputError):
+            raise Problem.of(error) from error
+        raise
+
+
+@router.post("/videos", status_code=202, summary="Ask for a video")
+async def post_video(request: Request, service: OwnService) -> JSONResponse:
+    """Checks the request and puts it into the queue."""
+    job = await _create(service, request)
+    body = await run_in_threadpool(service.describe, job)
+    return JSONResponse(body, 202, {"Location": f"/v1/videos/{job.id}"})
+
+
+@router.post("/stream", summary="Ask for a video and play it while it is made")
+async def post_stream(request: Request, service: OwnService) -> StreamingResponse:
+    """As /v1/videos, but answers with fragmented MP4; whoever goes away before its end cancels the job."""
+    job = await _create(service, request)
+    return StreamingResponse(
+        _tail(service, job.id, cancels=True),
+        media_type="video/mp4",
+        headers={"X-Job": job.id, "Cache-Control": "no-store"},
+    )
+
+
+@router.get("/videos/{job_id}", summary="State of a job")
+async def get_video(job_id: JobId, request: Request, service: OwnService) -> dict[str, Any]:
+    """State, place in the queue, progress, error; when done, facts and how to make the same video again."""
+    job = await _find(service, job_id)
+    body = await run_in_threadpool(service.describe, job)
+    if job.state == states.DONE:
+        wanted = VideoRequest.from_json(job.request)
+        base = str(request.base_url).rstrip("/")
+        body["command"] = command_line(wanted, service.engine.model_dir, service.engine.defaults)
+        body["api_call"] = api_call(wanted, base, service.engine.defaults)
+    return body
+
+
+@router.delete("/videos/{job_id}", summary="Cancel or forget a job")
+async def delete_video(job_id: JobId, service: OwnService) -> dict[str, str]:
+    """Cancels a job that waits or runs, within one window; forgets one that has ended. Its files are deleted."""
+    job = await _find(service, job_id)
+    return {"id": job.id, "state": await run_in_threadpool(service.delete, job)}
+
+
+@router.get("/videos/{job_id}/content", summary="The video", response_class=FileResponse)
+async def get_content(job_id: JobId, service: OwnService) -> FileResponse:
+    """MP4 with sound; ranges are served."""
+    job = await _find(service, job_id)
+    if job.state != states.DONE:
+        raise Problem(409, f"the job is {job.state}; there is no video", "id")
+    return _file(service.worker.folder(job.id) / VIDEO, "video/mp4", f"talking-{job.id[:8]}.mp4")
+
+
+@router.get("/videos/{job_id}/stream", summary="The video while it is made")
+async def get_stream(job_id: JobId, service: OwnService) -> StreamingResponse:
+    """Fragmented MP4, from the first frame on, which grows as frames are made."""
+    job = await _find(service, job_id)
+    if job.state in (states.FAILED, states.CANCELLED):
+        raise Problem(409, f"the job is {job.state}; there is no video", "id")
+    return StreamingResponse(_tail(service, job.id), media_type="video/mp4", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/videos/{job_id}/events", summary="Progress as server-sent events")
+async def get_events(job_id: JobId, service: OwnService) -> StreamingResponse:
+    """An event `progress` at each change, then one of `done`, `failed` and `cancelled`."""
+    await _find(service, job_id)
+    return StreamingResponse(
+        _events(service, job_id), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
+
+
+@router.get("/videos/{job_id}/files/{name}", summary="Other files of a job", response_class=FileResponse)
+async def get_file(job_id: JobId, name: JobFile, service: OwnService) -> FileResponse:
+    """What went in, keypoints of a driving video, and the contact sheet."""
+    job = await _find(service, job_id)
+    wanted = VideoRequest.from_json(job.request)
+    try:
+        path = file_of(name.value, wanted, service.worker.folder(job.id))
+    except KeyError:
+        path = Path("/nothing")
+    if name is JobFile.sheet:
+        return _file(path, "image/png", "sheet.png")
+    return _file(path, "application/octet-stream", download_name(name.value, wanted))
+
+
+async def _events(service: Service, job_id: str) -> AsyncIterator[str]:
+    last, quiet = None, 0.0
+    while True:
         job = await run_in_threadpool(service.store.get, job_id)
         if job is None:
-            raise Problem(404, "there is no such job, or its time is over", "id")
-        return job
-
-    async def create(request: Request) -> Job:
-        service.check_room()  # before anything is read
-        job_id, folder = await run_in_threadpool(service.new_folder)
-        try:
-            values, is_text = await read_request(request, folder, service.settings)
-            async with checks:
-                wanted = await run_in_threadpool(
-                    *(collect, values, folder, is_text, service.engine.defaults, service.examples, service.settings)
-                )
-                return await run_in_threadpool(service.submit, job_id, folder, wanted)
-        except BaseException as error:  # a client that goes away, too
-            service.discard(folder)
-            if isinstance(error, InputError):
-                raise Problem.of(error) from error
-            raise
-
-    @router.post("/videos", status_code=202, summary="Ask for a video")
-    async def post_video(request: Request) -> JSONResponse:
-        """Checks the request and puts it into the queue."""
-        job = await create(request)
+            yield _event("cancelled", {"id": job_id, "state": states.CANCELLED})
+            return
         body = await run_in_threadpool(service.describe, job)
-        return JSONResponse(body, 202, {"Location": f"/v1/videos/{job.id}"})
+        if job.state in states.ENDED:
+            yield _event(job.state, body)
+            return
+        if body != last:
+            yield _event("progress", body)
+            last, quiet = body, 0.0
+        elif quiet > KEEP_ALIVE_SECONDS:
+            yield ": still here\n\n"
+            quiet = 0.0
+        await asyncio.sleep(POLL_SECONDS)
+        quiet += POLL_SECONDS
 
-    @router.post("/stream", summary="Ask for a video and play it while it is made")
-    async def post_stream(request: Request) -> StreamingResponse:
-        """As /v1/videos, but answers with fragmented MP4; whoever goes away before its end cancels the job."""
-        job = await create(request)
-        return StreamingResponse(
-            tail(job.id, cancels=True), media_type="video/mp4", headers={"X-Job": job.id, "Cache-Control": "no-store"}
-        )
 
-    @router.get("/videos/{job_id}", summary="State of a job")
-    async def get_video(job_id: JobId, request: Request) -> dict[str, Any]:
-        """State, place in the queue, progress, error; when done, facts and how to make the same video again."""
-        job = await find(job_id)
-        body = await run_in_threadpool(service.describe, job)
-        if job.state == states.DONE:
-            wanted = VideoRequest.from_json(job.request)
-            base = str(request.base_url).rstrip("/")
-            body["command"] = command_line(wanted, service.engine.model_dir, service.engine.defaults)
-            body["api_call"] = api_call(wanted, base, service.engine.defaults)
-        return body
-
-    @router.delete("/videos/{job_id}", summary="Cancel or forget a job")
-    async def delete_video(job_id: JobId) -> dict[str, str]:
-        """Cancels a job that waits or runs, within one window; forgets one that has ended. Its files are deleted."""
-        job = await find(job_id)
-        return {"id": job.id, "state": await run_in_threadpool(service.delete, job)}
-
-    @router.get("/videos/{job_id}/content", summary="The video", response_class=FileResponse)
-    async def get_content(job_id: JobId) -> FileResponse:
-        """MP4 with sound; ranges are served."""
-        job = await find(job_id)
-        if job.state != states.DONE:
-            raise Problem(409, f"the job is {job.state}; there is no video", "id")
-        return _file(service.worker.folder(job.id) / VIDEO, "video/mp4", f"talking-{job.id[:8]}.mp4")
-
-    @router.get("/videos/{job_id}/stream", summary="The video while it is made")
-    async def get_stream(job_id: JobId) -> StreamingResponse:
-        """Fragmented MP4, from the first frame on, which grows as frames are made."""
-        job = await find(job_id)
-        if job.state in (states.FAILED, states.CANCELLED):
-            raise Problem(409, f"the job is {job.state}; there is no video", "id")
-        return StreamingResponse(tail(job.id), media_type="video/mp4", headers={"Cache-Control": "no-store"})
-
-    @router.get("/videos/{job_id}/events", summary="Progress as server-sent events")
-    async def get_events(job_id: JobId) -> StreamingResponse:
-        """An event `progress` at each change, then one of `done`, `failed` and `cancelled`."""
-        await find(job_id)
-        return StreamingResponse(events(job_id), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-    @router.get("/videos/{job_id}/files/{name}", summary="Other files of a job", response_class=FileResponse)
-    async def get_file(job_id: JobId, name: JobFile) -> FileResponse:
-        """What went in, keypoints of a driving video, and the contact sheet."""
-        job = await find(job_id)
-        wanted = VideoRequest.from_json(job.request)
-        try:
-            path = file_of(name.value, wanted, service.worker.folder(job.id))
-        except KeyError:
-            path = Path("/nothing")
-        if name is JobFile.sheet:
-            return _file(path, "image/png", "sheet.png")
-        return _file(path, "application/octet-stream", download_name(name.value, wanted))
-
-    async def events(job_id: str) -> AsyncIterator[str]:
-        last, quiet = None, 0.0
+async def _tail(service: Service, job_id: str, cancels: bool = False) -> AsyncIterator[bytes]:
+    """A job's growing file."""
+    path, position, ended = service.worker.folder(job_id) / STREAM, 0, False
+    try:
         while True:
             job = await run_in_threadpool(service.store.get, job_id)
-            if job is None:
-                yield _event("cancelled", {"id": job_id, "state": states.CANCELLED})
+            last_look = job is None or job.state in states.ENDED
+            while part := await run_in_threadpool(_read_part, path, position):
+                position += len(part)
+                yield part
+            if last_look:
+                ended = True
                 return
-            body = await run_in_threadpool(service.describe, job)
-            if job.state in states.ENDED:
-                yield _event(job.state, body)
-                return
-            if body != last:
-                yield _event("progress", body)
-                last, quiet = body, 0.0
-            elif quiet > KEEP_ALIVE_SECONDS:
-                yield ": still here\n\n"
-                quiet = 0.0
-            await asyncio.sleep(POLL_SECONDS)
-            quiet += POLL_SECONDS
-
-    async def tail(job_id: str, cancels: bool = False) -> AsyncIterator[bytes]:
-        """A job's growing file."""
-        path, position, ended = service.worker.folder(job_id) / STREAM, 0, False
-        try:
-            while True:
-                job = await run_in_threadpool(service.store.get, job_id)
-                last_look = job is None or job.state in states.ENDED
-                while part := await run_in_threadpool(_read_part, path, position):
-                    position += len(part)
-                    yield part
-                if last_look:
-                    ended = True
-                    return
-                await asyncio.sleep(POLL_SECONDS / 2)
-        finally:
-            if cancels and not ended:
-                service.worker.cancel(job_id)
-
-    return router
+            await asyncio.sleep(POLL_SECONDS / 2)
+    finally:
+        if cancels and not ended:
+            service.worker.cancel(job_id)
 
 
 def _read_part(path: Path, position: int) -> bytes:
