@@ -34,7 +34,10 @@ from vexpress.media.random_access import count_frames, read_frames_at
 from vexpress.media.video import probe_video, read_frames
 from vexpress.model_folder import read_config
 from vexpress.options import load_model_defaults
+from vexpress.prepare.records import read_record
+from vexpress.training.checkpoints import read_progress
 from vexpress.training.config_file import load_config
+from vexpress.training.run_log import RunLog
 from vexpress.weights import load_weights, read_state_dict
 
 LONGEST_SECONDS = 30  # of one file; a reader that hangs is stopped
@@ -273,6 +276,50 @@ def test_hostile_values(name, tmp_path, fuzz_examples):
     path.write_text(json.dumps(whole))
     reader(path)
     fuzz(attack)(fuzz_examples)()
+
+
+# ---- state of a run --------------------------------------------------------------------------------------------------
+
+PROGRESS = {"step": 3, "num_samples": 6, "stage": "stage_1", "sha256": {}}
+ENTRY = {"step": 1, "loss": 0.5, "mouth_loss": 0.25, "lr": 1e-5}
+CLIP = {"video": "000.mp4", "face_info": "000.npz", "audio_embeds": "000.pt", "duration": 1.0, "fps": 25.0,
+    "num_frames": 25, "num_interpolated_frames": 0, "source_start_seconds": 0.0}  # fmt: skip
+RECORD = {"source": "a.mp4", "num_bytes": 3, "failed": False, "clips": [CLIP],
+    "rejected": [{"clip": 1, "reason": "too_short", "detail": "x", "start_seconds": 0.0, "end_seconds": 1.0}]}  # fmt: skip
+STATES_OF_RUNS = {
+    "progress": ("trainer.json", PROGRESS, lambda path: read_progress(path.parent)),
+    "run_log": ("log.jsonl", ENTRY, lambda path: RunLog(path.parent, 5).entries),
+    "prepared_record": ("record.json", RECORD, read_record),
+}
+
+
+def test_digests_are_of_the_checkpoints_own_files(tmp_path):
+    """A device among them would be read without end."""
+    folder = tmp_path / "step_00000003"
+    folder.mkdir()
+    for name in ("/dev/zero", "../x", "/proc/self/mem", "a\0b"):
+        (folder / "trainer.json").write_text(json.dumps({**PROGRESS, "sha256": {name: "0"}}))
+        assert read(lambda path: read_progress(path.parent), folder / "trainer.json") is None
+
+
+@pytest.mark.parametrize("name", STATES_OF_RUNS)
+def test_states_of_runs(name, tmp_path, fuzz_examples):
+    file_name, whole, reader = STATES_OF_RUNS[name]
+    folder = tmp_path / "step_00000003"
+    folder.mkdir()
+    path = folder / file_name
+    path.write_text(json.dumps(whole) + "\n")
+    assert reader(path)  # the seed itself is read
+
+    @given(st.one_of(altered(whole).map(dumps), mutated(json.dumps(whole).encode() + b"\n")))
+    def attack(content: bytes) -> None:
+        path.write_bytes(content)
+        read(reader, path)
+
+    fuzz(attack)(fuzz_examples)()
+    for text in DEEP:
+        path.write_text(text)
+        read(reader, path)
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -75,7 +75,12 @@ def read_progress(checkpoint: Path, verify: bool = True) -> Progress:
         if not is_whole or progress.num_samples < 0 or checkpoint.name != f"step_{progress.step:08d}":
             raise InputError(f"{STATE_FILE} is not what was saved")
         for name, digest in digests.items() if verify else ():
-            if hash_file(checkpoint / name) != digest:
+            path = checkpoint / name.replace("\0", "")
+            if not path.resolve().is_relative_to(checkpoint.resolve()):
+                raise InputError(f"{STATE_FILE} is not what was saved")
+            if not path.is_file():  # a device would be read without end
+                raise InputError(f"{name}: No such file")
+            if hash_file(path) != digest:
                 raise InputError(f"{name} is not what was saved")
     except KeyError as error:
         raise InputError(f"{STATE_FILE} lacks {error}") from error
