@@ -285,7 +285,7 @@ ENTRY = {"step": 1, "loss": 0.5, "mouth_loss": 0.25, "lr": 1e-5}
 CLIP = {"video": "000.mp4", "face_info": "000.npz", "audio_embeds": "000.pt", "duration": 1.0, "fps": 25.0,
     "num_frames": 25, "num_interpolated_frames": 0, "source_start_seconds": 0.0}  # fmt: skip
 RECORD = {"source": "a.mp4", "num_bytes": 3, "failed": False, "clips": [CLIP],
-    "rejected": [{"clip": 1, "reason": "too_short", "detail": "x", "start_seconds": 0.0, "end_seconds": 1.0}]}  # fmt: skip
+    "rejected": [{"clip": 1, "reason": "too_short", "detail": "x"}]}  # fmt: skip
 STATES_OF_RUNS = {
     "progress": ("trainer.json", PROGRESS, lambda path: read_progress(path.parent)),
     "run_log": ("log.jsonl", ENTRY, lambda path: RunLog(path.parent, 5).entries),
