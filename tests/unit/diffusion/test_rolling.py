@@ -88,9 +88,8 @@ def test_overlap_fades_from_one_window_into_the_next():
     assert fade(5, 2).flatten().tolist() == pytest.approx([0, 0, 0, 1 / 3, 2 / 3])
     assert fade(0, 2).numel() == 0
 
-    def by_window(
-        latents, timestep, windows
-    ):  # v-prediction that leads to 0 in the first window and to 1 in the second
+    def by_window(latents, timestep, windows):
+        """A v-prediction that leads to 0 in the first window and to 1 in the second."""
         clean = torch.full_like(latents, float(windows[0][0] > 0))
         alpha = build_scheduler("ddim").alphas_cumprod[int(timestep)]
         noise = (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
