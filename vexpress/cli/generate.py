@@ -9,6 +9,7 @@ import os
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import set_up_logging, torchrun_processes
@@ -17,6 +18,11 @@ from vexpress.files import check_output_path, replacing
 from vexpress.model_folder import EMBEDDED_MODEL_DIR, LAYOUT, ModelPaths
 from vexpress.options import CALL, MotionOptions, SamplingOptions, load_model_defaults, option_fields
 from vexpress.provenance import check_signing, sign_video, video_metadata
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vexpress.request import ClipInputs
 
 logger = logging.getLogger("vexpress")
 
@@ -158,14 +164,26 @@ def check_outputs(args: Namespace, paths: ModelPaths) -> tuple[Path, Path | None
     return output_path, sheet_path
 
 
-def make_video(args: Namespace, rank: int) -> None:
-    """The work, as one of the processes that share it; process 0 writes."""
+def write_contact_sheet(
+    path: Path, inputs: "ClipInputs", shown: "list[np.ndarray]", numbers: list[int], sampling_rate_hz: int
+) -> None:
+    """Writes a picture of portrait, some frames, their keypoints and the waveform."""
     import numpy as np
     from PIL import Image
 
+    from vexpress.media.sheets import render_filmstrip
+
+    waveform = inputs.waveform(sampling_rate_hz).numpy()
+    sheet = render_filmstrip(np.asarray(inputs.portrait), shown, numbers, inputs.kps.numpy(), waveform)
+    with replacing(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG")
+
+
+def make_video(args: Namespace, rank: int) -> None:
+    """The work, as one of the processes that share it; process 0 writes."""
     from vexpress.devices import resolve_device, resolve_dtype
     from vexpress.media.mtcnn import load_face_detector
-    from vexpress.media.sheets import frame_numbers, remember, render_filmstrip
+    from vexpress.media.sheets import frame_numbers, remember
     from vexpress.media.video import write_video
     from vexpress.pipeline import VExpressPipeline
     from vexpress.request import Request, SpeechMotion, prepare_request
@@ -215,10 +233,7 @@ def make_video(args: Namespace, rank: int) -> None:
     if args.c2pa_key:
         sign_video(output_path, args.c2pa_certificate, args.c2pa_key)
     if sheet_path:
-        waveform = inputs.waveform(sampling_rate_hz).numpy()
-        sheet = render_filmstrip(np.asarray(inputs.portrait), shown, numbers, inputs.kps.numpy(), waveform)
-        with replacing(sheet_path) as temporary:
-            Image.fromarray(sheet).save(temporary, format="PNG")
+        write_contact_sheet(sheet_path, inputs, shown, numbers, sampling_rate_hz)
     beside = f"; contact sheet {sheet_path}" if sheet_path else ""
     seconds = inputs.num_frames / options.fps
     print(f"{output_path}: {inputs.num_frames} frames, {seconds:.2f} s, with audio{beside}")
