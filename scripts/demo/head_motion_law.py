@@ -15,9 +15,6 @@ Each is divided by its deviation over the training speech, and what is beyond 2.
 motion's variance is the law's; the rest is the drawn people's random motion, which no speech tells.
 """
 
-import functools
-import json
-import multiprocessing
 import sys
 from pathlib import Path
 
@@ -25,18 +22,18 @@ import numpy as np
 import scipy.ndimage
 import scipy.signal
 import torch
-from tqdm import tqdm
 
-from scripts.demo.drawn_faces import face_info, render_frame
 from scripts.demo.drawn_people import Motion, mouth_from_speech, random_motion, random_person
-from scripts.demo.make_drawn_dataset import SPLITS, random_speech
+from scripts.demo.make_drawn_dataset import (
+    SPLITS,
+    parse_dataset_arguments,
+    random_speech,
+    write_dataset,
+    write_labelled_clip,
+)
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program
-from vexpress.data.formats import save_face_info
-from vexpress.errors import InputError
-from vexpress.files import replacing
-from vexpress.media.audio import WAV2VEC2_RATE_HZ, Audio
-from vexpress.media.video import write_video
+from vexpress.media.audio import WAV2VEC2_RATE_HZ
 
 STEP_HZ = 100
 LOUD_PERCENTILE = 90
@@ -124,46 +121,15 @@ def write_moving_clip(
     mouth = mouth_from_speech(waveform, WAV2VEC2_RATE_HZ, num_frames, fps)
     law = law_from_speech(waveform, WAV2VEC2_RATE_HZ, num_frames, fps)
     person, motion = random_person(rng), speaking_motion(rng, law, fps)
-    frames = [render_frame(person, motion.row(i), mouth[i], size_px) for i in range(num_frames)]
     name = f"{split}_{index:04d}"
-    paths = {"video": f"clips/{name}.mp4", "face_info": f"face_info/{name}.npz", "labels": f"labels/{name}.npz"}
-    audio = Audio(waveform[None], WAV2VEC2_RATE_HZ)
-    write_video(folder / paths["video"], (frame.pixels for frame in frames), fps, audio, crf=14)
-    save_face_info(folder / paths["face_info"], face_info(frames))
-    with replacing(folder / paths["labels"]) as temporary:
-        np.savez(temporary, mouth=mouth, probes=np.stack([frame.probes for frame in frames]), **law)
-    paths["audio_embeds"] = f"audio_embeds/{name}.safetensors"
-    return paths | {"duration": num_frames / fps, "fps": fps, "num_frames": num_frames} | facts
+    return write_labelled_clip(folder, name, person, motion, mouth, waveform, fps, size_px, {"crf": 14}, **law) | facts
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Writes the data set."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--split", choices=sorted(SPLITS), default="train")
-    parser.add_argument("--num_clips", type=int, default=320)
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of a clip")
-    parser.add_argument("--fps", type=int, default=30)
-    parser.add_argument("--size", type=int, default=64, help="width and height in px")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_processes", type=int, default=2)
-    args = parser.parse_args(arguments)
-    for name in ("num_clips", "seconds", "fps", "num_processes"):
-        if getattr(args, name) <= 0:
-            raise InputError("must be more than 0", name, getattr(args, name))
-    if args.size < 32 or args.size % 2:
-        raise InputError("must be an even number of px, 32 or more", "size", args.size)
-    for part in ("clips", "face_info", "labels", "audio_embeds"):
-        (args.output_dir / part).mkdir(parents=True, exist_ok=True)
-    write = functools.partial(
-        write_moving_clip, folder=args.output_dir, split=args.split, seed=args.seed,
-        num_frames=round(args.seconds * args.fps), fps=args.fps, size_px=args.size,
-    )  # fmt: skip
-    with multiprocessing.get_context("spawn").Pool(args.num_processes) as pool:
-        rows = list(tqdm(pool.imap(write, range(args.num_clips)), "clips", args.num_clips))
-    with replacing(args.output_dir / "metadata.json") as temporary:
-        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(f"{args.output_dir / 'metadata.json'}: {len(rows)} clips of drawn people who move as they speak")
+    args = parse_dataset_arguments(parser, arguments, num_clips=320, seconds=8.0, size=64)
+    write_dataset(args, write_moving_clip, "drawn people who move as they speak")
 
 
 if __name__ == "__main__":

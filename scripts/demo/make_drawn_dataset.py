@@ -17,6 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from scripts.demo.drawn_faces import face_info, render_frame
-from scripts.demo.drawn_people import mouth_from_speech, random_motion, random_person
+from scripts.demo.drawn_people import Motion, Person, mouth_from_speech, random_motion, random_person
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program
 from vexpress.data.formats import save_face_info
@@ -99,28 +101,61 @@ def write_drawn_clip(
     # Loudness is relative to the clip, so noise alone would open the mouth.
     mouth = mouth_from_speech(np.zeros_like(waveform) if silent else waveform, WAV2VEC2_RATE_HZ, num_frames, fps)
     person, motion = random_person(rng), random_motion(rng, num_frames, fps)
-    frames = [render_frame(person, motion.row(i), mouth[i], size_px) for i in range(num_frames)]
-    name = f"{split}_{index:04d}"
+    name, encoding = f"{split}_{index:04d}", {"crf": 10, "keyframe_interval": 30}
+    return write_labelled_clip(folder, name, person, motion, mouth, waveform, fps, size_px, encoding) | facts
+
+
+def write_labelled_clip(
+    folder: Path,
+    name: str,
+    person: Person,
+    motion: Motion,
+    mouth: np.ndarray,
+    waveform: np.ndarray,
+    fps: int,
+    size_px: int,
+    encoding: dict[str, int],
+    **labels: np.ndarray,
+) -> dict:
+    """Renders and writes a clip of a data set with its exact labels.
+
+    Args:
+        folder: of the data set.
+        name: of the clip's files, without suffix.
+        person: who is seen; likewise `motion` and `mouth` (f 2), a row a frame, and `waveform` (n) at 16 kHz.
+        fps: frames per second.
+        size_px: width and height.
+        encoding: options of `write_video`.
+        labels: arrays to keep beside `mouth` and `probes`.
+
+    Returns:
+        The clip's row of the metadata.
+    """
+    frames = [render_frame(person, motion.row(i), mouth[i], size_px) for i in range(len(mouth))]
     paths = {"video": f"clips/{name}.mp4", "face_info": f"face_info/{name}.npz", "labels": f"labels/{name}.npz"}
     audio = Audio(waveform[None], WAV2VEC2_RATE_HZ)
-    write_video(folder / paths["video"], (frame.pixels for frame in frames), fps, audio, crf=10, keyframe_interval=30)
+    write_video(folder / paths["video"], (frame.pixels for frame in frames), fps, audio, **encoding)
     save_face_info(folder / paths["face_info"], face_info(frames))
     with replacing(folder / paths["labels"]) as temporary:
-        np.savez(temporary, mouth=mouth, probes=np.stack([frame.probes for frame in frames]))
+        np.savez(temporary, mouth=mouth, probes=np.stack([frame.probes for frame in frames]), **labels)
     paths["audio_embeds"] = f"audio_embeds/{name}.safetensors"
-    return paths | {"duration": num_frames / fps, "fps": fps, "num_frames": num_frames} | facts
+    return paths | {"duration": len(mouth) / fps, "fps": fps, "num_frames": len(mouth)}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Writes the dataset."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", required=True)
+def parse_dataset_arguments(
+    parser: ArgumentParser, arguments: list[str] | None, num_clips: int, seconds: float, size: int
+) -> Namespace:
+    """Adds the flags of a program that makes a data set, with these defaults, and reads them.
+
+    Raises:
+        InputError: a number that cannot be.
+    """
+    parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--split", choices=sorted(SPLITS), default="train")
-    parser.add_argument("--num_clips", type=int, default=400)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of a clip")
+    parser.add_argument("--num_clips", type=int, default=num_clips)
+    parser.add_argument("--seconds", type=float, default=seconds, help="length of a clip")
     parser.add_argument("--fps", type=int, default=30)
-    parser.add_argument("--size", type=int, default=128, help="width and height in px")
-    parser.add_argument("--silent", action="store_true", help="nobody speaks, and mouths stay closed")
+    parser.add_argument("--size", type=int, default=size, help="width and height in px")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_processes", type=int, default=2)
     args = parser.parse_args(arguments)
@@ -129,18 +164,36 @@ def main(arguments: list[str] | None = None) -> None:
             raise InputError("must be more than 0", name, getattr(args, name))
     if args.size < 32 or args.size % 2:
         raise InputError("must be an even number of px, 32 or more", "size", args.size)
-    folder = Path(args.output_dir)
+    return args
+
+
+def write_dataset(args: Namespace, write_clip: Callable[..., dict], what: str, **options) -> None:
+    """Writes the clips in processes, and their metadata.
+
+    Args:
+        args: from `parse_dataset_arguments`.
+        write_clip: such as `write_drawn_clip`; `options` are its arguments beside those of `args`.
+        what: the clips are of, for the last line.
+    """
     for part in ("clips", "face_info", "labels", "audio_embeds"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        (args.output_dir / part).mkdir(parents=True, exist_ok=True)
     write = functools.partial(
-        write_drawn_clip, folder=folder, split=args.split, seed=args.seed,
-        num_frames=round(args.seconds * args.fps), fps=args.fps, size_px=args.size, silent=args.silent,
+        write_clip, folder=args.output_dir, split=args.split, seed=args.seed,
+        num_frames=round(args.seconds * args.fps), fps=args.fps, size_px=args.size, **options,
     )  # fmt: skip
     with multiprocessing.get_context("spawn").Pool(args.num_processes) as pool:
         rows = list(tqdm(pool.imap(write, range(args.num_clips)), "clips", args.num_clips))
-    with replacing(folder / "metadata.json") as temporary:
+    with replacing(args.output_dir / "metadata.json") as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(f"{folder / 'metadata.json'}: {len(rows)} clips of drawn faces")
+    print(f"{args.output_dir / 'metadata.json'}: {len(rows)} clips of {what}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Writes the dataset."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--silent", action="store_true", help="nobody speaks, and mouths stay closed")
+    args = parse_dataset_arguments(parser, arguments, num_clips=400, seconds=3.0, size=128)
+    write_dataset(args, write_drawn_clip, "drawn faces", silent=args.silent)
 
 
 if __name__ == "__main__":
