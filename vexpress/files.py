@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -34,7 +35,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     or odd name stays valid.
     """
     path = Path(path)
-    remove_leftovers(path.parent)
+    _remove_leftovers_once(path.parent.absolute())
     temporary = temporary_path(path)
     try:
         yield temporary
@@ -102,6 +103,12 @@ def remove_leftovers(folder: Path) -> None:
             match = TEMPORARY_NAME.match(name)
             if match and not is_alive(int(match[2])):
                 remove(folder / name)
+
+
+@functools.cache
+def _remove_leftovers_once(folder: Path) -> None:
+    """As `remove_leftovers`, at a process's first file there: a folder may get a hundred thousand files, one by one."""
+    remove_leftovers(folder)
 
 
 def remove(path: Path) -> None:
