@@ -1,6 +1,5 @@
 """Which videos are compared with which: pairs of a generated and a real one."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -8,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vexpress.data.formats import load_metadata
+from vexpress.data.formats import MAX_METADATA_BYTES, load_metadata
 from vexpress.errors import InputError
+from vexpress.files import read_json
 from vexpress.media.video import constant_rate, probe_video, read_frames
 from vexpress.prepare.extract import VIDEO_SUFFIXES
 
@@ -95,7 +95,7 @@ def pair_metadata(meta_path: Path, generated_dir: Path) -> list[Pair]:
     if not records:
         raise InputError("holds no clips", "meta_path", meta_path)
     pairs: dict[str, Pair] = {}
-    for record, row in zip(records, json.loads(meta_path.read_text(encoding="utf-8"))):
+    for record, row in zip(records, read_json(meta_path, MAX_METADATA_BYTES)):
         name = record.video.stem
         if name in pairs:
             raise InputError(f"two rows have a video named {name}; names must differ", "meta_path", meta_path)
