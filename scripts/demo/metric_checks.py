@@ -9,7 +9,7 @@ from torch import nn
 from scripts.demo.metric_tasks import DrawnClip, Pictures
 from vexpress.evaluation.frechet import compute_frechet_distance
 from vexpress.evaluation.metric_networks import CLIP_FRAMES
-from vexpress.evaluation.syncnet import SyncNet, compute_mfcc, count_windows, encode_clip, score_sync
+from vexpress.syncnet import SyncNet, compute_mfcc, count_windows, encode_clip, score_sync
 
 DISORDER_SEED = 40_000
 

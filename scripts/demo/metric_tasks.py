@@ -18,7 +18,8 @@ from vexpress.data.formats import load_face_info, load_metadata
 from vexpress.errors import InputError
 from vexpress.evaluation.clips import read_clip
 from vexpress.evaluation.metric_networks import CLIP_FRAMES
-from vexpress.evaluation.syncnet import (
+from vexpress.media.audio import load_audio
+from vexpress.syncnet import (
     FPS,
     RATE_HZ,
     STEPS_PER_FRAME,
@@ -30,7 +31,6 @@ from vexpress.evaluation.syncnet import (
     count_windows,
     crop_track,
 )
-from vexpress.media.audio import load_audio
 
 logger = logging.getLogger("metric_tasks")
 

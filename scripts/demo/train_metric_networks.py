@@ -44,8 +44,8 @@ from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program, set_up_logging
 from vexpress.errors import InputError
 from vexpress.evaluation.metric_networks import ClipNetwork, FrameNetwork, save_metric_network
-from vexpress.evaluation.syncnet import SyncNet, save_syncnet
 from vexpress.files import replacing
+from vexpress.syncnet import SyncNet, save_syncnet
 
 logger = logging.getLogger("train_metric_networks")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.tiny import DATA_DIR, fill_by_rule, relative_error
-from vexpress.evaluation.syncnet import SyncNet, compute_mfcc, score_sync
+from vexpress.syncnet import SyncNet, compute_mfcc, score_sync
 
 RECORDED = dict(np.load(DATA_DIR / "evaluation" / "syncnet.npz"))
 

@@ -13,6 +13,8 @@ LAYERS = [
     ["vexpress.options"],
     ["vexpress.audio_features", "vexpress.diffusion", "vexpress.media", "vexpress.models"],
     ["vexpress.data", "vexpress.provenance", "vexpress.weights"],
+    ["vexpress.network_files"],
+    ["vexpress.syncnet"],
     ["vexpress.pipeline", "vexpress.prepare", "vexpress.request", "vexpress.training"],
     ["vexpress.benchmarks", "vexpress.evaluation"],
     ["vexpress.server"],

@@ -13,12 +13,12 @@ from vexpress.evaluation.faces import load_analyzer
 from vexpress.evaluation.features import ClipFeatures, FrameFeatures
 from vexpress.evaluation.measure import Networks, PairMeasures, measure_pair
 from vexpress.evaluation.mouth import MouthMeter
-from vexpress.evaluation.network_files import compute_sha256, is_script
 from vexpress.evaluation.pictures import save_pictures
 from vexpress.evaluation.report import Report, save_report
 from vexpress.evaluation.rows import build_group_rows, build_rows
 from vexpress.evaluation.settings import Settings
-from vexpress.evaluation.syncnet import load_syncnet
+from vexpress.network_files import compute_sha256, is_script
+from vexpress.syncnet import load_syncnet
 
 logger = logging.getLogger(__name__)
 

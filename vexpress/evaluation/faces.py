@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from vexpress.errors import InputError
-from vexpress.evaluation.network_files import NetworkFacts, hash_prefix
 from vexpress.media.faces import FaceAnalyzer, find_model_dir
+from vexpress.network_files import NetworkFacts, hash_prefix
 
 KPS_SIDE_PX = 512  # distances are given as in a picture of this width
 MIN_FOUND_SHARE = 0.5  # of the frames, to follow a face

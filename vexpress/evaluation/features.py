@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vexpress.errors import InputError, first_line
 from vexpress.evaluation.metric_networks import CLIP_FRAMES, MAX_PX, ClipNetwork, FrameNetwork, load_metric_network
-from vexpress.evaluation.network_files import EXTRA_FILE, NetworkFacts, hash_prefix, is_script, load_script
+from vexpress.network_files import EXTRA_FILE, NetworkFacts, hash_prefix, is_script, load_script
 
 I3D_FRAME_PX = 224
 FRAMES_PER_BATCH, CLIPS_PER_BATCH = 32, 4

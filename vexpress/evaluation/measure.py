@@ -16,9 +16,13 @@ from vexpress.evaluation.features import ClipFeatures, FrameFeatures
 from vexpress.evaluation.images import fit_size, measure_psnr, measure_ssim
 from vexpress.evaluation.metric_networks import CLIP_FRAMES
 from vexpress.evaluation.mouth import MouthMeter, choose_meter
-from vexpress.evaluation.network_files import NetworkFacts
 from vexpress.evaluation.settings import Settings
-from vexpress.evaluation.syncnet import (
+from vexpress.media.archives import check_unpacked_size
+from vexpress.media.audio import load_audio
+from vexpress.media.faces import FaceAnalyzer
+from vexpress.media.video import probe_video
+from vexpress.network_files import NetworkFacts
+from vexpress.syncnet import (
     FPS,
     RATE_HZ,
     SyncFeatures,
@@ -29,10 +33,6 @@ from vexpress.evaluation.syncnet import (
     encode_clip,
     score_sync,
 )
-from vexpress.media.archives import check_unpacked_size
-from vexpress.media.audio import load_audio
-from vexpress.media.faces import FaceAnalyzer
-from vexpress.media.video import probe_video
 
 SILENT_LEVEL = 1e-4  # of full scale
 SMALLEST_MOVEMENT = 1e-4  # standard deviation, below which a correlation is undefined

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vexpress.errors import InputError, first_line
-from vexpress.evaluation.network_files import give_weights
 from vexpress.files import replacing
+from vexpress.network_files import give_weights
 
 CLIP_FRAMES = 16
 MAX_PX, MAX_WIDTH, MAX_LAYERS = 1024, 4096, 8

@@ -11,7 +11,7 @@ from vexpress.evaluation.clips import Problem
 from vexpress.evaluation.frechet import compute_frechet_distance, concatenate
 from vexpress.evaluation.measure import PairMeasures, correlate
 from vexpress.evaluation.settings import Settings
-from vexpress.evaluation.syncnet import score_sync
+from vexpress.syncnet import score_sync
 
 
 @dataclass(frozen=True)

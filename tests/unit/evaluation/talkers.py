@@ -18,11 +18,11 @@ from tests.face_models import COLOURS, draw_face
 from vexpress.data.formats import save_face_info
 from vexpress.evaluation.features import ClipFeatures, FrameFeatures
 from vexpress.evaluation.measure import Networks
-from vexpress.evaluation.network_files import EXTRA_FILE
-from vexpress.evaluation.syncnet import SyncNet, SyncNetConfig, compute_mfcc
 from vexpress.media.audio import Audio
 from vexpress.media.faces import Face
 from vexpress.media.video import write_video
+from vexpress.network_files import EXTRA_FILE
+from vexpress.syncnet import SyncNet, SyncNetConfig, compute_mfcc
 
 FPS, RATE_HZ, SIZE_PX = 25, 16000, 96
 SYNC_SIZES = SyncNetConfig(80, (2, 1, 1, 1, 1, 1), (2, 1, 1, 1, 1, 1), hidden_width=1, embedding_width=1)

@@ -10,7 +10,7 @@ from scripts.demo import train_metric_networks as program
 from tests.unit.evaluation.talkers import write_drawn
 from vexpress.errors import InputError
 from vexpress.evaluation.features import ClipFeatures, FrameFeatures
-from vexpress.evaluation.syncnet import load_syncnet
+from vexpress.syncnet import load_syncnet
 
 FLAGS = ("--num_people", "4", "--num_clips", "4", "--fid_steps", "2", "--fvd_steps", "2", "--sync_steps", "2")
 

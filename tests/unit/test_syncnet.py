@@ -7,7 +7,7 @@ import torch
 
 from tests.unit.evaluation.talkers import SYNC_SIZES, loudness_syncnet
 from vexpress.errors import InputError
-from vexpress.evaluation.syncnet import (
+from vexpress.syncnet import (
     PADDING_VALUE,
     SyncNet,
     compute_mfcc,

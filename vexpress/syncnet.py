@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from vexpress.errors import InputError, first_line
-from vexpress.evaluation.network_files import NetworkFacts, give_weights, hash_prefix
 from vexpress.files import read_json, replacing
+from vexpress.network_files import NetworkFacts, give_weights, hash_prefix
 
 FPS = 25
 RATE_HZ = 16000

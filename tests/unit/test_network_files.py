@@ -13,9 +13,9 @@ from vexpress.errors import InputError
 from vexpress.evaluation.evaluate import find_networks, load_networks
 from vexpress.evaluation.features import ClipFeatures, FrameFeatures
 from vexpress.evaluation.metric_networks import ClipNetwork, FrameNetwork, load_metric_network, save_metric_network
-from vexpress.evaluation.network_files import compute_sha256, hash_prefix
-from vexpress.evaluation.syncnet import load_syncnet, save_syncnet
 from vexpress.model_folder import EMBEDDED_MODEL_DIR
+from vexpress.network_files import compute_sha256, hash_prefix
+from vexpress.syncnet import load_syncnet, save_syncnet
 
 SMALL = {"frame_px": 8, "widths": (3, 4), "num_features": 5}
 
