@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
@@ -74,6 +74,15 @@ def audio_projection() -> AudioProjection:
 
 def vae() -> AutoencoderKL:
     return fill_by_rule(AutoencoderKL(**CASES["vae_config"]))
+
+
+def autoencoder_tiny(num_stages: int = 4, latent_channels: int = 4, **registered) -> AutoencoderTiny:
+    """One that makes pictures 2 ** (num_stages - 1) times smaller; `registered` is kept in its configuration."""
+    names = ("encoder_block_out_channels", "decoder_block_out_channels", "num_encoder_blocks", "num_decoder_blocks")
+    sizes = dict(zip(names, [(8,) * num_stages] * 2 + [(1,) * num_stages] * 2))
+    vae = fill_by_rule(AutoencoderTiny(latent_channels=latent_channels, **sizes))
+    vae.register_to_config(**registered)
+    return vae
 
 
 def audio_encoder() -> Wav2Vec2Model:

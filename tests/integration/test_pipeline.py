@@ -246,6 +246,18 @@ def test_guider_and_vae_must_downsample_alike(pipe):
         VExpressPipeline(**parts)
 
 
+def test_a_tiny_autoencoder_of_another_downsampling(pipe, inputs):
+    from vexpress.models import VKpsGuider
+
+    guider = VKpsGuider(**{**tiny.CASES["v_kps_guider_config"], "block_out_channels": (8, 8, 8, 8, 8)})
+    pipe = VExpressPipeline(**{**pipe.components, "vae": tiny.autoencoder_tiny(5), "v_kps_guider": guider})
+    pipe.set_progress_bar_config(disable=True)
+    assert latents(pipe, inputs).shape == (1, 4, NUM_FRAMES, SIZE // 16, SIZE // 16)
+    assert pipe(**inputs, output_type="np").frames.shape == (NUM_FRAMES, SIZE, SIZE, 3)
+    with pytest.raises(InputError, match="^width=.*must be a multiple of 16"):
+        pipe(**inputs, width=SIZE + 8, height=SIZE)
+
+
 def test_audio_shorter_than_a_hidden_state():
     states = encode_audio(tiny.audio_encoder(), tiny.audio_processor(), torch.ones(100))
     assert states.shape == (1, 24)

@@ -323,6 +323,44 @@ def test_changed_switches_of_library_configurations_are_refused(model_dir, part,
     assert "\n" not in str(caught.value)
 
 
+STATISTICS = {"latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [0.5, 1.0, 2.0, 4.0]}
+
+
+def test_tiny_autoencoder_is_loaded_with_its_latents_statistics(tmp_path, caplog, capsys):
+    vae = tiny.autoencoder_tiny(num_stages=5, **STATISTICS)
+    vae.save_pretrained(tmp_path / "vae")
+    load_vae(tmp_path / "vae", torch.float16).save_pretrained(tmp_path / "again")
+    loaded = load_vae(tmp_path / "again")
+    assert type(loaded) is type(vae) and {name: loaded.config[name] for name in STATISTICS} == STATISTICS
+    for name, tensor in vae.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
+    assert "latents_mean" not in caplog.text + capsys.readouterr().err  # diffusers says that it ignores them
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_class_name": "AutoencoderDC"},
+        {"_class_name": ["AutoencoderTiny"]},
+        {"num_encoder_blocks": [1, 1, 1]},
+        {"num_encoder_blocks": 7},
+        {"encoder_block_out_channels": [8, 8, 8], "num_encoder_blocks": [1, 1, 1]},
+        {"encoder_block_out_channels": [4, 4, 8, 8]},
+        {"upsampling_scaling_factor": 3},
+        {"latents_std": [1.0, 1.0, 1.0, 0.0]},
+        {"latents_mean": [1.0, 2.0, 3.0, 4.0]},
+        {"new_switch": True},
+    ],
+)
+def test_tiny_autoencoders_that_do_not_work_are_refused(tmp_path, changes):
+    tiny.autoencoder_tiny().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(InputError, match="^vae_path=") as caught:
+        load_vae(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_pipeline_from_released_layout_and_round_trip(model_dir, tmp_path):
     pipeline = VExpressPipeline.from_pretrained(model_dir)
     pipeline.save_pretrained(tmp_path / "saved")

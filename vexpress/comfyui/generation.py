@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vexpress.comfyui.keypoints import Report
-from vexpress.diffusion.latents import scale_latents
+from vexpress.diffusion.latents import compute_latents, scale_latents
 from vexpress.diffusion.schedule import build_scheduler
 from vexpress.media.sheets import frame_numbers, render_filmstrip
 from vexpress.options import SamplingOptions
@@ -151,7 +151,7 @@ class LatentColours:
     def __init__(self, pipeline: VExpressPipeline, portrait: Image.Image):
         vae = pipeline.vae
         pixels = torch.from_numpy(np.array(portrait)).permute(2, 0, 1)[None].float() / 127.5 - 1
-        latents = scale_latents(vae, vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean)[0].float().cpu()
+        latents = scale_latents(vae, compute_latents(vae, pixels.to(vae.device, vae.dtype)))[0].float().cpu()
         small = portrait.resize((latents.shape[2], latents.shape[1]), Image.Resampling.BOX)
         colours = torch.from_numpy(np.array(small)).flatten(0, 1).float()
         self._map = torch.linalg.lstsq(_with_one(latents), colours).solution

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vexpress.data.transforms import central_geometry, transform_frames
-from vexpress.diffusion.latents import scale_latents
+from vexpress.diffusion.latents import Autoencoder, compute_latents, scale_latents
 from vexpress.errors import InputError, first_line
 from vexpress.media.video import read_frames
 
@@ -77,7 +76,7 @@ def is_cached(path: Path, latent_size: tuple[int, int]) -> bool:
 
 
 @torch.inference_mode()
-def encode_clip(vae: AutoencoderKL, video_path: Path, width: int, height: int, batch_size: int) -> dict[str, Tensor]:
+def encode_clip(vae: Autoencoder, video_path: Path, width: int, height: int, batch_size: int) -> dict[str, Tensor]:
     """Encodes all frames of a video, as they are and mirrored.
 
     Args:
@@ -100,7 +99,7 @@ def encode_clip(vae: AutoencoderKL, video_path: Path, width: int, height: int, b
         for key, flip in zip(LATENT_CACHE_KEYS, (False, True)):
             geometry = central_geometry((frame_width, frame_height), (width, height), flip)
             pixels = transform_frames(np.stack(batch), geometry).to(vae.device, vae.dtype) / 127.5 - 1
-            latents[key].append(scale_latents(vae, vae.encode(pixels).latent_dist.mean).cpu())
+            latents[key].append(scale_latents(vae, compute_latents(vae, pixels)).cpu())
     encoded = {key: torch.cat(parts).contiguous() for key, parts in latents.items()}
     if not all(tensor.isfinite().all() for tensor in encoded.values()):
         raise InputError(f"video {video_path}: its latents are not finite; choose another `dtype`")

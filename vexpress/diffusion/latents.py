@@ -1,20 +1,32 @@
-"""The scale of latents: between the image autoencoder's and those that diffusion works on."""
+"""Latents: of pixels, and their scale, between the image autoencoder's and that which diffusion works on."""
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
 )
 from torch import Tensor
 
+Autoencoder = AutoencoderKL | AutoencoderTiny
+"""Image autoencoders. A tiny one has no posterior, and its decoder squeezes latents into -3..3. The one for Stable
+Diffusion, TAESD, has them at diffusion's scale as they are, which its `scaling_factor` of 1 says."""
 
-def vae_downsampling(vae: AutoencoderKL) -> int:
+
+def vae_downsampling(vae: Autoencoder) -> int:
     """Pixels per latent, along each side."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
+    is_tiny = isinstance(vae, AutoencoderTiny)
+    return 2 ** (len(vae.config.encoder_block_out_channels if is_tiny else vae.config.block_out_channels) - 1)
 
 
-def _latent_statistics(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+def compute_latents(vae: Autoencoder, pixels: Tensor) -> Tensor:
+    """Pixels (b 3 H W) in -1..1 -> the VAE's latents (b c h w): the posterior's mean, where there is one."""
+    encoded = vae.encode(pixels)
+    return encoded.latents if isinstance(vae, AutoencoderTiny) else encoded.latent_dist.mean
+
+
+def _latent_statistics(vae: Autoencoder, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
     """(shift, factor) that bring the VAE's latents to unit scale: per channel where its configuration says so."""
-    if vae.config.latents_std is None:
+    if getattr(vae.config, "latents_std", None) is None:
         return vae.config.shift_factor or 0.0, vae.config.scaling_factor
     shape = (1, -1, 1, 1)
     mean = torch.as_tensor(vae.config.latents_mean, dtype=like.dtype, device=like.device).reshape(shape)
@@ -22,13 +34,13 @@ def _latent_statistics(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor | float
     return mean, 1 / std
 
 
-def scale_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def scale_latents(vae: Autoencoder, latents: Tensor) -> Tensor:
     """From the VAE's latents (b c h w) to those that diffusion works on."""
     shift, factor = _latent_statistics(vae, latents)
     return (latents - shift) * factor
 
 
-def unscale_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def unscale_latents(vae: Autoencoder, latents: Tensor) -> Tensor:
     """The inverse of `scale_latents`."""
     shift, factor = _latent_statistics(vae, latents)
     return latents / factor + shift

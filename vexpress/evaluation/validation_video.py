@@ -5,10 +5,10 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from diffusers import AutoencoderKL
 from PIL import Image
 
 from vexpress.data.formats import ClipRecord
+from vexpress.diffusion.latents import Autoencoder
 from vexpress.diffusion.schedule import build_scheduler
 from vexpress.media.video import constant_rate, read_frames, write_video
 from vexpress.pipeline import VExpressPipeline
@@ -23,7 +23,7 @@ MOST_FRAMES_PER_WINDOW = 24  # the pipeline's default
 
 
 def write_validation_video(
-    config: TrainConfig, networks: TrainingNetworks, vae: AutoencoderKL, record: ClipRecord, step: int
+    config: TrainConfig, networks: TrainingNetworks, vae: Autoencoder, record: ClipRecord, step: int
 ) -> None:
     """Generates the start of a clip from its first frame, and puts it beside the true one.
 

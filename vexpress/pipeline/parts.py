@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils.torch_utils import get_device
 from einops import rearrange
 from PIL import Image
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from vexpress.audio_features import audio_windows, encode_audio
-from vexpress.diffusion.latents import scale_latents, unscale_latents, vae_downsampling
+from vexpress.diffusion.latents import Autoencoder, compute_latents, scale_latents, unscale_latents, vae_downsampling
 from vexpress.diffusion.schedule import build_scheduler
 from vexpress.errors import InputError
 from vexpress.media.keypoints import render_v_kps
@@ -58,7 +58,7 @@ class PipelineParts(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         reference_net: ReferenceNet,
         denoising_unet: DenoisingUNet,
         v_kps_guider: VKpsGuider,
@@ -184,8 +184,8 @@ class PipelineParts(DiffusionPipeline):
     def encode_reference(self, image: Image.Image) -> dict[str, Tensor]:
         """Portrait, RGB -> features of the ReferenceNet: block path -> (1 n d)."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-        posterior = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist
-        return self.reference_net(scale_latents(self.vae, posterior.mean))
+        latents = compute_latents(self.vae, pixels.to(self._execution_device, self.vae.dtype))
+        return self.reference_net(scale_latents(self.vae, latents))
 
     @torch.no_grad()
     def encode_kps(self, kps: Tensor, height: int, width: int) -> Tensor:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from diffusers import AutoencoderKL
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from einops import rearrange
@@ -19,7 +18,7 @@ from torch import Tensor
 from vexpress.data.dataset import SampleStream, TalkingFaceDataset
 from vexpress.data.formats import ClipRecord
 from vexpress.devices import DTYPES, process_number
-from vexpress.diffusion.latents import scale_latents, vae_downsampling
+from vexpress.diffusion.latents import Autoencoder, compute_latents, scale_latents, vae_downsampling
 from vexpress.errors import InputError
 from vexpress.model_folder import SUFFIXES
 from vexpress.training.batches import stream_batches
@@ -38,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 FRAMES_PER_ENCODING = 8  # that the VAE encodes at once
 
-OnValidation = Callable[[TrainingNetworks, AutoencoderKL, ClipRecord, int], None]
+OnValidation = Callable[[TrainingNetworks, Autoencoder, ClipRecord, int], None]
 """Called on the main process with the networks, in eval mode, a clip of the validation set, and the step."""
 
 
@@ -251,7 +250,7 @@ class Trainer:
         frames = torch.cat([rearrange(videos, "b c f h w -> (b f) c h w"), batch["reference_image"]])
         latents = torch.cat(
             [
-                scale_latents(self.vae, self.vae.encode(part.to(device, self.dtype)).latent_dist.mean.float())
+                scale_latents(self.vae, compute_latents(self.vae, part.to(device, self.dtype)).float())
                 for part in frames.split(FRAMES_PER_ENCODING)
             ]
         )

@@ -2,20 +2,27 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 from transformers.utils.logging import disable_progress_bar
 
+from vexpress.diffusion.latents import Autoencoder
 from vexpress.errors import InputError, first_line
 from vexpress.model_folder import LAYOUT, read_config
 from vexpress.weights.state_dicts import check_finite
+
+AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+REGISTERED = {"AutoencoderTiny": ("block_out_channels", "latents_mean", "latents_std")}
+"""Class -> what its configuration holds beside arguments of its constructor."""
 
 MISSING_IS_HARMLESS = {"masked_spec_embed": "wav2vec2 reads it in its own training only"}
 UNEXPECTED_IS_HARMLESS = {
@@ -31,22 +38,56 @@ def load_vae(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     field: str = "vae_path",
-) -> AutoencoderKL:
-    """Loads the image autoencoder.
+) -> Autoencoder:
+    """Loads the image autoencoder, of the class that its configuration names.
 
     Raises:
         InputError: it cannot be loaded, its configuration asks for what it has not, or weights are missing, unexpected
             or not finite; `field` is named.
     """
     config = _read_config(folder, field)
-    known = inspect.signature(AutoencoderKL.__init__).parameters
+    class_name = str(config.get("_class_name", AutoencoderKL.__name__))
+    if class_name not in AUTOENCODERS:
+        raise InputError(f"_class_name is {class_name}: must be {' or '.join(AUTOENCODERS)}", field, folder)
+    known = {*inspect.signature(AUTOENCODERS[class_name].__init__).parameters, *REGISTERED.get(class_name, ())}
     if unknown := [key for key in config if key not in known and not key.startswith("_")]:
-        raise InputError(f"config.json: AutoencoderKL has no {', '.join(unknown)}", field, folder)
-    _check_switch(config, "act_fn", "silu", field, folder)
-    vae = _load_model(AutoencoderKL, folder, field, torch_dtype=dtype, low_cpu_mem_usage=False)
+        raise InputError(f"config.json: {class_name} has no {', '.join(unknown)}", field, folder)
+    if class_name == "AutoencoderKL":
+        _check_switch(config, "act_fn", "silu", field, folder)
+    with _quiet_diffusers():
+        vae = _load_model(AUTOENCODERS[class_name], folder, field, torch_dtype=dtype, low_cpu_mem_usage=False)
+    if class_name == "AutoencoderTiny":
+        _check_tiny(vae.config, field, folder)
     for name in ("scaling_factor", "shift_factor", "latents_mean", "latents_std"):
-        _check_latent_scale(name, vae.config[name], vae.config.latent_channels, field, folder)
+        _check_latent_scale(name, vae.config.get(name), vae.config.latent_channels, field, folder)
+    if (vae.config.get("latents_mean") is None) != (vae.config.get("latents_std") is None):
+        raise InputError("config.json: latents_mean and latents_std go together", field, folder)
     return vae.to(device)
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Without the library's warning that it ignores what is in `REGISTERED`; it keeps them, and we read them."""
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before)
+
+
+def _check_tiny(config: Mapping[str, Any], field: str, folder: str | PathLike) -> None:
+    """What its class takes without a word, and fails at when it runs, or gives pictures of another size."""
+    for part in ("encoder", "decoder"):
+        if len(set(widths := config[f"{part}_block_out_channels"])) != 1:
+            raise InputError(f"{part}_block_out_channels {widths}: AutoencoderTiny works at one width", field, folder)
+    num_encoder, num_decoder = len(config["num_encoder_blocks"]), len(config["num_decoder_blocks"])
+    if num_encoder != num_decoder or config["upsampling_scaling_factor"] != 2:
+        problem = (
+            f"{num_encoder} stages that halve the size and {num_decoder} that enlarge it by "
+            f"{config['upsampling_scaling_factor']}: must be as many, by 2"
+        )
+        raise InputError(problem, field, folder)
 
 
 def load_audio_encoder(
@@ -129,7 +170,7 @@ def _from_pretrained(library_class: type, folder: str | PathLike, field: str, **
 
 def save_frozen_parts(
     folder: str | PathLike,
-    vae: AutoencoderKL,
+    vae: Autoencoder,
     audio_encoder: Wav2Vec2Model,
     audio_processor: Wav2Vec2FeatureExtractor,
 ) -> None:
