@@ -26,6 +26,7 @@ SHIFT_BITS = 4  # of OpenCV's coordinates, for sixteenths of a pixel
 FACE_HALF_WIDTH = 0.25  # of the head at scale 1, as a share of the picture's width
 EYE_X, EYE_Y, NOSE_Y, MOUTH_Y, CHIN_Y, SKULL_Y = 0.43, -0.08, 0.34, 0.72, 1.22, -1.3
 LID_HEIGHT = 0.13
+BROW_LIFT, SMILE_LIFT = 0.09, 0.14  # of the brows and of the corners of the mouth, at 1
 PROBE_PX = 1  # around a probe, that is compared
 LARGEST_APERTURE = 0.42  # height of the opening at aperture 1
 MOUTH_HALF_WIDTH = (0.27, 0.47)  # at width 0 and 1
@@ -112,7 +113,7 @@ def render_frame(person: Person, motion: Motion, mouth: np.ndarray, size_px: int
     canvas.fill(canvas.place(outline, depth=0.0), person.skin)
     eyes = [_render_eye(canvas, side, motion) for side in (-1, 1)]
     nose = _render_nose(canvas)
-    outer, inner, corners = _render_mouth(canvas, aperture, width)
+    outer, inner, corners = _render_mouth(canvas, aperture, width, float(motion.smile))
     _render_hair_in_front(canvas)
     pixels = cv2.resize(canvas.pixels, (size_px, size_px), interpolation=cv2.INTER_AREA)
     pixels = cv2.multiply(pixels, _light(size_px, round(person.light, 2)), dtype=cv2.CV_8U)
@@ -201,7 +202,7 @@ def _render_eye(canvas: _Canvas, side: int, motion: Motion) -> tuple[np.ndarray,
     """Paints an eye and its brow; returns their landmarks (10 2) and (9 2) and the eye's middle (2), px."""
     person = canvas.person
     half_width, height = 0.2 * person.eye_size, LID_HEIGHT * person.eye_size
-    lids = float(motion.lids)
+    lids = float(motion.lids[(side + 1) // 2])
     x = np.linspace(-1, 1, 17)
     arch = (1 - x**2) ** 0.7
     tilt = person.eye_tilt * side * x
@@ -218,7 +219,7 @@ def _render_eye(canvas: _Canvas, side: int, motion: Motion) -> tuple[np.ndarray,
     canvas.line(canvas.place(np.stack([x, upper], 1)), mix_colours(person.brow, (24, 18, 18), 0.5), 0.045)
 
     brow_x = np.linspace(-1, 1, 9)
-    brow_y = EYE_Y - 0.3 - 0.06 * (1 - brow_x**2) + person.brow_tilt * side * brow_x
+    brow_y = EYE_Y - 0.3 - 0.06 * (1 - brow_x**2) + person.brow_tilt * side * brow_x - BROW_LIFT * motion.brows
     brow = canvas.place(np.stack([side * EYE_X + brow_x * 0.26, brow_y], 1))
     canvas.line(brow, person.brow, person.brow_thickness)
     around = [0, 4, 8, 12, 16, 20, 24, 28, 32]  # of the outline
@@ -243,14 +244,16 @@ def _render_nose(canvas: _Canvas) -> np.ndarray:
     return np.concatenate([tip, canvas.place(bridge), canvas.place(base, depth=1.1)])
 
 
-def _render_mouth(canvas: _Canvas, aperture: float, width: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _render_mouth(
+    canvas: _Canvas, aperture: float, width: float, smile: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Paints the mouth; returns landmarks around lips (12 2) and opening (8 2), and the corners (2 2), px."""
     person = canvas.person
     half_width = person.mouth_size * np.interp(width, (0, 1), MOUTH_HALF_WIDTH)
     opening = person.mouth_size * LARGEST_APERTURE * aperture
     x = np.linspace(-1, 1, 25)
     arch = np.sqrt(1 - x**2)
-    middle = MOUTH_Y + 0.02 * x**2
+    middle = MOUTH_Y + (0.02 - SMILE_LIFT * smile) * x**2
     upper, lower = middle - 0.22 * opening * arch, middle + 0.78 * opening * arch
     thickness = person.lip_thickness * arch**0.8
     cupid = 1 - 0.25 * np.exp(-((x / 0.16) ** 2))

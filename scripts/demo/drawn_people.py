@@ -84,8 +84,10 @@ class Motion:
         shift: (f 2) shares of the picture's size.
         roll, yaw: (f) rad.
         scale: (f) about 1.
-        lids: (f) 0 closed .. 1 open.
-        gaze: (f 2) -1..1.
+        lids: (f 2) of the left and the right eye, 0 closed .. 1 open.
+        gaze: (f 2) -1..1, x to the viewer's right and y downwards.
+        brows: (f) -1 lowered .. 1 raised, 0 at rest.
+        smile: (f) 0 at rest .. 1.
     """
 
     shift: np.ndarray
@@ -94,10 +96,18 @@ class Motion:
     scale: np.ndarray
     lids: np.ndarray
     gaze: np.ndarray
+    brows: np.ndarray
+    smile: np.ndarray
 
     def row(self, index: int) -> "Motion":
         """The state in one frame."""
         return Motion(*(values[index] for values in vars(self).values()))
+
+    @property
+    def attributes(self) -> np.ndarray:
+        """(f 6) float32: lids of the left and the right eye, gaze x and y, brows, smile."""
+        columns = (self.lids, self.gaze, self.brows[:, None], self.smile[:, None])
+        return np.concatenate(columns, 1).astype(np.float32)
 
 
 def random_person(rng: np.random.Generator, natural: bool = True) -> Person:
@@ -143,7 +153,7 @@ def random_person(rng: np.random.Generator, natural: bool = True) -> Person:
 
 
 def random_motion(rng: np.random.Generator, num_frames: int, fps: float, amount: float = 1.0) -> Motion:
-    """Makes random smooth head motion, blinks and glances; `amount` scales the head's motion, 0 holds it still."""
+    """Makes random smooth motion of head, lids, gaze, brows and smile; `amount` scales the head's, 0 holds it still."""
 
     def wander(reach: float, seconds: float) -> np.ndarray:
         """A smooth walk with a standard deviation of about `reach`, within three of them."""
@@ -152,13 +162,17 @@ def random_motion(rng: np.random.Generator, num_frames: int, fps: float, amount:
         walk = walk[int(3 * width) :][:num_frames] * np.sqrt(2 * np.sqrt(np.pi) * width)  # back to variance 1
         return reach * np.clip(walk, -3, 3)
 
-    lids = np.ones(num_frames)
+    lids = np.ones((num_frames, 2))
     blink = rng.uniform(0.3, 3) * fps
     while blink < num_frames:
-        lids = np.minimum(lids, np.clip(np.abs(np.arange(num_frames) - blink) / (0.1 * fps) - 0.25, 0, 1))
+        eyes = rng.choice([[1, 1], [1, 1], [1, 1], [1, 0], [0, 1]])  # some wink, so that each eye is learned by itself
+        closing = np.clip(np.abs(np.arange(num_frames) - blink) / (0.1 * fps) - 0.25, 0, 1)
+        lids = np.minimum(lids, 1 - eyes * (1 - closing)[:, None])
         blink += rng.uniform(1.5, 4.5) * fps
+    if rng.random() < 0.3:  # narrow eyes, which a blink alone shows for a frame or two
+        lids = lids * np.clip(0.7 + wander(0.2, 0.4), 0.3, 1)[:, None]
     glances = scipy.ndimage.gaussian_filter1d(
-        np.repeat(rng.normal(0, 0.4, (num_frames // 12 + 1, 2)), 12, axis=0)[:num_frames], 1.0, axis=0, mode="nearest"
+        np.repeat(rng.normal(0, 0.5, (num_frames // 12 + 1, 2)), 12, axis=0)[:num_frames], 1.0, axis=0, mode="nearest"
     )
     start = rng.normal(size=5) * [0.015, 0.012, 0.04, 0.12, 0.03]
     return Motion(
@@ -168,6 +182,8 @@ def random_motion(rng: np.random.Generator, num_frames: int, fps: float, amount:
         scale=np.exp((start[4] + wander(0.015, 0.8)) * amount),
         lids=lids,
         gaze=np.clip(glances, -1, 1),
+        brows=np.clip(0.3 * rng.normal() + wander(0.5, 0.35), -1, 1),
+        smile=np.clip(max(0.0, 0.4 * rng.normal()) + wander(0.35, 0.5), 0, 1),
     )
 
 

@@ -28,7 +28,7 @@ class Pool:
 
 def random_moment(rng: np.random.Generator, amount: float = 1.3) -> tuple[Motion, np.ndarray]:
     """A random pose of the head and state of the mouth, closed lids included."""
-    motion = dataclasses.replace(random_motion(rng, 1, 30, amount), lids=rng.choice([1.0, 1.0, rng.random()], 1))
+    motion = dataclasses.replace(random_motion(rng, 1, 30, amount), lids=rng.choice([1.0, 1.0, rng.random()], (1, 2)))
     aperture = 0.0 if rng.random() < 0.15 else rng.random() ** 1.3
     return motion.row(0), np.array([aperture, rng.random()])
 

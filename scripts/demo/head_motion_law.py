@@ -15,6 +15,7 @@ Each is divided by its deviation over the training speech, and what is beyond 2.
 motion's variance is the law's; the rest is the drawn people's random motion, which no speech tells.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -101,13 +102,12 @@ def law_from_speech(waveform: np.ndarray, sample_rate_hz: int, num_frames: int, 
 def speaking_motion(rng: np.random.Generator, law: dict[str, np.ndarray], fps: float) -> Motion:
     """Random motion and blinks, and the law's part on top of it; the whole moves as much as `random_motion`."""
     wander = random_motion(rng, len(law["x"]), fps, amount=float(np.sqrt(1 - LAW_SHARE)))
-    return Motion(
+    return dataclasses.replace(
+        wander,
         shift=wander.shift + np.stack([law["x"], law["y"]], 1),
         roll=wander.roll + law["roll"],
         yaw=wander.yaw + law["yaw"],
         scale=wander.scale * np.exp(law["scale"]),
-        lids=wander.lids,
-        gaze=wander.gaze,
     )
 
 

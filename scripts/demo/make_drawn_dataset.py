@@ -4,10 +4,10 @@
     python -m scripts.demo.make_drawn_dataset --output_dir runs/demo/data --split train --num_clips 400
 
 The result is a dataset as scripts/prepare_dataset writes it, without audio embeds (extract_audio_embeddings.py adds
-those), with exact face info, and with `labels/*.npz`: `mouth` (f 2), aperture and width, and `probes` (f 3 2) px, where
-nothing but skin, hair and background is. People, sentences, voices and, but for English, languages of the split
-`heldout` are never those of `train`. With --silent nobody speaks and mouths stay closed; without such clips a model
-knows silence from short pauses alone.
+those), with exact face info and attributes (f 6, see `Motion.attributes`), and with `labels/*.npz`: `mouth` (f 2),
+aperture and width, and `probes` (f 3 2) px, where nothing but skin, hair and background is. People, sentences, voices
+and, but for English, languages of the split `heldout` are never those of `train`. With --silent nobody speaks and
+mouths stay closed; without such clips a model knows silence from short pauses alone.
 """
 
 import functools
@@ -132,12 +132,16 @@ def write_labelled_clip(
         The clip's row of the metadata.
     """
     frames = [render_frame(person, motion.row(i), mouth[i], size_px) for i in range(len(mouth))]
-    paths = {"video": f"clips/{name}.mp4", "face_info": f"face_info/{name}.npz", "labels": f"labels/{name}.npz"}
+    paths = {"video": f"clips/{name}.mp4"} | {
+        part: f"{part}/{name}.npz" for part in ("face_info", "labels", "attributes")
+    }
     audio = Audio(waveform[None], WAV2VEC2_RATE_HZ)
     write_video(folder / paths["video"], (frame.pixels for frame in frames), fps, audio, **encoding)
     save_face_info(folder / paths["face_info"], face_info(frames))
     with replacing(folder / paths["labels"]) as temporary:
         np.savez(temporary, mouth=mouth, probes=np.stack([frame.probes for frame in frames]), **labels)
+    with replacing(folder / paths["attributes"]) as temporary:
+        np.savez(temporary, attributes=motion.attributes)
     paths["audio_embeds"] = f"audio_embeds/{name}.safetensors"
     return paths | {"duration": len(mouth) / fps, "fps": fps, "num_frames": len(mouth)}
 
@@ -175,7 +179,7 @@ def write_dataset(args: Namespace, write_clip: Callable[..., dict], what: str, *
         write_clip: such as `write_drawn_clip`; `options` are its arguments beside those of `args`.
         what: the clips are of, for the last line.
     """
-    for part in ("clips", "face_info", "labels", "audio_embeds"):
+    for part in ("clips", "face_info", "labels", "attributes", "audio_embeds"):
         (args.output_dir / part).mkdir(parents=True, exist_ok=True)
     write = functools.partial(
         write_clip, folder=args.output_dir, split=args.split, seed=args.seed,

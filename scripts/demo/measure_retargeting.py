@@ -5,6 +5,7 @@
 One drawn person moves as another one does: the renderer says where the keypoints must be.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -62,16 +63,16 @@ def random_pair(rng: np.random.Generator, num_frames: int) -> Pair:
     people, rests = [random_person(rng) for _ in range(2)], [_random_rest(rng) for _ in range(2)]
 
     def moved(rest: dict, motion: Motion) -> Motion:
-        return Motion(
+        return dataclasses.replace(
+            motion,
             shift=rest["shift"] + rest["scale"] * (motion.shift - np.median(motion.shift, axis=0)),
             roll=rest["roll"] + motion.roll - np.median(motion.roll),
             yaw=rest["yaw"] + motion.yaw - np.median(motion.yaw),
             scale=rest["scale"] * motion.scale / np.median(motion.scale),
-            lids=motion.lids,
-            gaze=motion.gaze,
         )
 
-    still = Motion(np.zeros((1, 2)), np.zeros(1), np.zeros(1), np.ones(1), np.ones(1), np.zeros((1, 2)))
+    zeros, two = np.zeros(1), np.zeros((1, 2))
+    still = Motion(shift=two, roll=zeros, yaw=zeros, scale=zeros + 1, lids=two + 1, gaze=two, brows=zeros, smile=zeros)
     return Pair(
         driving=v_kps(people[0], moved(rests[0], wander)),
         reference=v_kps(people[1], moved(rests[1], still))[0],

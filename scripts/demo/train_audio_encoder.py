@@ -30,19 +30,20 @@ from vexpress.media.audio import WAV2VEC2_RATE_HZ, load_audio
 
 logger = logging.getLogger("train_audio_encoder")
 
-NUM_MELS, MEL_WINDOW = 48, 640  # samples, 40 ms
-MEL_FLOOR = 1e-4
+NUM_MELS = 48
+MEL_WINDOWS = (640, 2560)  # samples: 40 ms shows sounds, 160 ms the balance of the spectrum around them
+MEL_FLOORS = (1e-5, 1e-3)  # the higher one shows what is loud alone
 
 
 def build_encoder() -> Wav2Vec2Model:
     """The network; its first norm spans time, which keeps how loud a moment is."""
     return Wav2Vec2Model(
         Wav2Vec2Config(
-            conv_dim=(32, 32, 32, 48, 48, 64, 64),
-            hidden_size=64,
-            num_hidden_layers=2,
+            conv_dim=(48, 48, 48, 64, 64, 64, 64),
+            hidden_size=96,
+            num_hidden_layers=3,
             num_attention_heads=4,
-            intermediate_size=128,
+            intermediate_size=192,
             num_conv_pos_embeddings=32,
             num_conv_pos_embedding_groups=8,
             feat_extract_norm="group",
@@ -57,14 +58,26 @@ def build_encoder() -> Wav2Vec2Model:
 
 
 def log_mel(values: Tensor, config: Wav2Vec2Config) -> Tensor:
-    """Waveforms (b n), normalised -> (b m NUM_MELS) log-mel spectra at the middles of the encoder's m steps."""
+    """Computes what the encoder learns to tell: log-mel spectra at the middles of its m steps.
+
+    Args:
+        values: (b n) waveforms, normalised.
+        config: of the encoder.
+
+    Returns:
+        (b m d), d = NUM_MELS for each window and floor.
+    """
     receptive_field, hop = step_samples(config)
     num_steps = (values.shape[1] - receptive_field) // hop + 1
-    margin = (MEL_WINDOW - receptive_field + 1) // 2
-    frames = nn.functional.pad(values, (margin, MEL_WINDOW)).unfold(1, MEL_WINDOW, hop)[:, :num_steps]
-    power = torch.fft.rfft(frames * torch.hann_window(MEL_WINDOW)).abs().square() / MEL_WINDOW
-    mel = librosa.filters.mel(sr=WAV2VEC2_RATE_HZ, n_fft=MEL_WINDOW, n_mels=NUM_MELS, norm=None)
-    return torch.log(power @ torch.from_numpy(mel).mT + MEL_FLOOR)
+    spectra = []
+    for window in MEL_WINDOWS:
+        margin = (window - receptive_field + 1) // 2
+        frames = nn.functional.pad(values, (margin, window)).unfold(1, window, hop)[:, :num_steps]
+        power = torch.fft.rfft(frames * torch.hann_window(window)).abs().square() / window
+        mel = librosa.filters.mel(sr=WAV2VEC2_RATE_HZ, n_fft=window, n_mels=NUM_MELS, norm=None)
+        mels = power @ torch.from_numpy(mel).mT * (MEL_WINDOWS[0] / window)  # as loud, whatever the window
+        spectra += [torch.log(mels + floor) for floor in MEL_FLOORS]
+    return torch.cat(spectra, dim=2)
 
 
 def load_split(folder: Path) -> tuple[list[Tensor], list[np.ndarray]]:
@@ -108,7 +121,7 @@ def train_encoder(
     encoder: Wav2Vec2Model, processor: Wav2Vec2FeatureExtractor, waveforms: list[Tensor], args: Namespace, folder: Path
 ) -> None:
     """Trains the encoder, from where the state in `folder` is; leaves it in evaluation mode."""
-    head = nn.Linear(encoder.config.hidden_size, NUM_MELS)
+    head = nn.Linear(encoder.config.hidden_size, NUM_MELS * len(MEL_WINDOWS) * len(MEL_FLOORS))
     parameters = [*encoder.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.99))
     state_path, parts = folder / "state.pt", {"encoder": encoder, "head": head, "optimizer": optimizer}
@@ -141,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", required=True, type=Path)
     parser.add_argument("--heldout_dir", required=True, type=Path)
     parser.add_argument("--output_dir", required=True, type=Path)
-    parser.add_argument("--num_steps", type=int, default=2500)
+    parser.add_argument("--num_steps", type=int, default=5000)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--save_steps", type=int, default=250)
