@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
@@ -74,6 +74,21 @@ def audio_projection() -> AudioProjection:
 
 def vae() -> AutoencoderKL:
     return fill_by_rule(AutoencoderKL(**CASES["vae_config"]))
+
+
+def autoencoder_dc(**registered) -> AutoencoderDC:
+    """Four stages of deep compression, nothing computed at full size; `registered` is put into its configuration."""
+    sizes = {f"{part}_block_out_channels": (8, 8, 16, 16) for part in ("encoder", "decoder")}
+    sizes |= {f"{part}_layers_per_block": (0, 1, 1, 1) for part in ("encoder", "decoder")}
+    sizes |= {f"{part}_qkv_multiscales": ((),) * 4 for part in ("encoder", "decoder")}
+    shortcuts = {"encoder_out_shortcut": False, "decoder_in_shortcut": False}
+    vae = fill_by_rule(
+        AutoencoderDC(
+            latent_channels=4, encoder_block_types="ResBlock", decoder_block_types="ResBlock", **sizes, **shortcuts
+        )
+    )
+    vae.register_to_config(**registered)
+    return vae.eval()
 
 
 def autoencoder_tiny(num_stages: int = 4, latent_channels: int = 4, **registered) -> AutoencoderTiny:

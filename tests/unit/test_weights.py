@@ -326,8 +326,8 @@ def test_changed_switches_of_library_configurations_are_refused(model_dir, part,
 STATISTICS = {"latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [0.5, 1.0, 2.0, 4.0]}
 
 
-def test_tiny_autoencoder_is_loaded_with_its_latents_statistics(tmp_path, caplog, capsys):
-    vae = tiny.autoencoder_tiny(num_stages=5, **STATISTICS)
+@pytest.mark.parametrize("vae", [tiny.autoencoder_tiny(num_stages=5, **STATISTICS), tiny.autoencoder_dc(**STATISTICS)])
+def test_autoencoder_without_posterior_is_loaded_with_its_latents_statistics(tmp_path, caplog, capsys, vae):
     vae.save_pretrained(tmp_path / "vae")
     load_vae(tmp_path / "vae", torch.float16).save_pretrained(tmp_path / "again")
     loaded = load_vae(tmp_path / "again")
@@ -340,7 +340,7 @@ def test_tiny_autoencoder_is_loaded_with_its_latents_statistics(tmp_path, caplog
 @pytest.mark.parametrize(
     "changes",
     [
-        {"_class_name": "AutoencoderDC"},
+        {"_class_name": "AutoencoderRAE"},
         {"_class_name": ["AutoencoderTiny"]},
         {"num_encoder_blocks": [1, 1, 1]},
         {"num_encoder_blocks": 7},

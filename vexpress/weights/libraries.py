@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
@@ -20,8 +20,11 @@ from vexpress.errors import InputError, first_line
 from vexpress.model_folder import LAYOUT, read_config
 from vexpress.weights.state_dicts import check_finite
 
-AUTOENCODERS = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-REGISTERED = {"AutoencoderTiny": ("block_out_channels", "latents_mean", "latents_std")}
+AUTOENCODERS = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderDC, AutoencoderTiny)}
+REGISTERED = {
+    "AutoencoderDC": ("latents_mean", "latents_std"),
+    "AutoencoderTiny": ("block_out_channels", "latents_mean", "latents_std"),
+}
 """Class -> what its configuration holds beside arguments of its constructor."""
 
 MISSING_IS_HARMLESS = {"masked_spec_embed": "wav2vec2 reads it in its own training only"}

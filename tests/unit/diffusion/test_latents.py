@@ -23,7 +23,9 @@ def test_scaling_comes_from_the_configuration_and_inverts(statistics):
         torch.testing.assert_close(scaled[:, 2], (latents[:, 2] - 3) / 2)
 
 
-@pytest.mark.parametrize("vae", [tiny.vae(), tiny.autoencoder_tiny(), tiny.autoencoder_tiny(num_stages=5)])
+@pytest.mark.parametrize(
+    "vae", [tiny.vae(), tiny.autoencoder_dc(), tiny.autoencoder_tiny(), tiny.autoencoder_tiny(num_stages=5)]
+)
 def test_downsampling_comes_from_the_configuration(vae):
     latents = compute_latents(vae, torch.zeros(2, 3, 32, 64))
     factor = vae_downsampling(vae)
