@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
+from scripts.demo.compact_onnx import write_compact
 from scripts.demo.drawn_faces import render_frame
 from scripts.demo.drawn_people import mouth_from_speech, random_motion, random_person
 from scripts.demo.make_drawn_dataset import speak
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program, set_up_logging
 from vexpress.errors import InputError
-from vexpress.files import replacing
+from vexpress.files import read_json, replacing
 from vexpress.media.audio import WAV2VEC2_RATE_HZ, Audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.keypoints import KpsSequence, save_kps
@@ -34,21 +35,17 @@ from vexpress.weights import load_networks, load_vae, save_frozen_parts, save_ne
 logger = logging.getLogger("assemble_pack")
 
 MOST_BYTES = 25 * 10**6
-PACK_FPS, PACK_PX = 30, 96
+PACK_FPS, PACK_PX = 30, 128
 PACK_SAMPLING = {
     "image_width": PACK_PX,
     "image_height": PACK_PX,
     "fps": float(PACK_FPS),
-    "num_inference_steps": 6,
-    "guidance": "audio",
-    "guidance_scale": 3.0,
-    "shared_noise": 1.0,
-    "context_frames": 16,  # as many as stage 3 learns from
     "reference_attention_weight": 1.0,
     "audio_attention_weight": 1.0,
     "median_filter": False,
     "denoise_threshold": 16.0,
 }
+"""Put over what stage 4 says of its student."""
 SPEECH = ("Hello! I am a drawn face, and I say whatever I hear.", "en", "f4", 55, 145)
 DRIVING_SPEECH = ("We turn our heads a little while we talk to one another, and sometimes we nod.", "en", "m7", 45, 160)
 PORTRAIT_SEED, DRIVER_SEED = 20_001, 20_002  # people whom no training shows
@@ -100,17 +97,22 @@ def main(arguments: list[str] | None = None) -> None:
     work, pack = args.work_dir, args.pack_dir
 
     # 1. networks
-    paths = ModelPaths.from_model_dir(work / "stage_3" / "export")
-    save_networks(pack, **load_networks(paths), dtype=torch.float16)
+    student = work / "stage_4" / "export"
+    save_networks(pack, **load_networks(ModelPaths.from_model_dir(student)), dtype=torch.float16)
+    for file in (work / "head_motion" / "export" / "v-express").glob("head_motion.*"):
+        shutil.copy2(file, pack / "v-express")
     vae = load_vae(work / "vae" / "final", torch.float16)
     encoder = Wav2Vec2Model.from_pretrained(work / "audio_encoder", torch_dtype=torch.float16)
     save_frozen_parts(pack, vae, encoder, Wav2Vec2FeatureExtractor.from_pretrained(work / "audio_encoder"))
-    (pack / INFERENCE_DEFAULTS).write_text(json.dumps(PACK_SAMPLING, indent=1) + "\n")
+    sampling = read_json(student / INFERENCE_DEFAULTS) | PACK_SAMPLING
+    (pack / INFERENCE_DEFAULTS).write_text(json.dumps(sampling, indent=1) + "\n")
     face_models = pack / LAYOUT["insightface_model_path"]
+    for source in (work / "insightface_models").rglob("*.onnx"):
+        target = face_models / source.relative_to(work / "insightface_models")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_compact(source, target)
     ignored = shutil.ignore_patterns("states", "report.json")
-    shutil.copytree(work / "insightface_models", face_models, dirs_exist_ok=True, ignore=ignored)
-    if (work / "evaluation_networks").is_dir():
-        shutil.copytree(work / "evaluation_networks", pack / "evaluation", dirs_exist_ok=True, ignore=ignored)
+    shutil.copytree(work / "evaluation_networks", pack / "evaluation", dirs_exist_ok=True, ignore=ignored)
 
     # 2. examples and held-out clips
     write_examples(pack / "examples", face_models)

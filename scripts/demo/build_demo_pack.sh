@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds vexpress/demo_pack from nothing: data, autoencoder, audio encoder, face networks, the three stages, export.
+# Builds vexpress/demo_pack from nothing: data, autoencoder, audio encoder, head motion, face networks, the four stages.
 #
 #   apt-get install espeak-ng && scripts/demo/build_demo_pack.sh
 #
@@ -32,22 +32,31 @@ part() { # part NAME COMMAND...: runs a part once
     echo "$((SECONDS - started)) s" >"$work/done/$name"
 }
 
-part data "$python" -m scripts.demo.make_drawn_dataset --output_dir "$work/data" --split train --num_clips 300
-part silence "$python" -m scripts.demo.make_drawn_dataset --output_dir "$work/silence" --split train --silent \
-    --num_clips 24 --seed 3
-part heldout "$python" -m scripts.demo.make_drawn_dataset --output_dir "$work/heldout" --split heldout --num_clips 32
-part heldout_pack "$python" -m scripts.demo.make_drawn_dataset --output_dir "$work/heldout_pack" \
-    --split heldout --num_clips 10 --seconds 2 --seed 1 --size 96
-part heldout_choice "$python" -m scripts.demo.make_drawn_dataset --output_dir "$work/heldout_choice" \
-    --split heldout --num_clips 16 --seconds 2 --seed 2 --size 96 # to choose the sampling by
+drawn() { # drawn NAME SPLIT CLIPS ARGUMENTS...: a set of drawn people
+    part "$1" "$python" -m scripts.demo.make_drawn_dataset --output_dir "$work/$1" --split "$2" --num_clips "${@:3}"
+}
+drawn data train 400
+drawn silence train 32 --silent --seed 3
+drawn heldout heldout 32
+drawn heldout_pack heldout 10 --seconds 2 --seed 1
+drawn heldout_choice heldout 16 --seconds 2 --seed 2 # to choose the sampling by
 
+embed() { # embed NAME: audio states of a set
+    part "audio_embeds_$1" "$python" scripts/prepare_dataset/extract_audio_embeddings.py \
+        --meta_path "$work/$1/metadata.json" --audio_encoder_path "$work/audio_encoder"
+}
 audio_and_faces() {
     part audio_encoder "$python" -m scripts.demo.train_audio_encoder \
         --data_dir "$work/data" --heldout_dir "$work/heldout" --output_dir "$work/audio_encoder" || return 1
     for split in data silence heldout heldout_pack; do
-        part "audio_embeds_$split" "$python" scripts/prepare_dataset/extract_audio_embeddings.py \
-            --meta_path "$work/$split/metadata.json" --audio_encoder_path "$work/audio_encoder" || return 1
+        embed "$split" || return 1
     done
+    part motion_train "$python" -m scripts.demo.head_motion_law --output_dir "$work/motion_train" --num_clips 288 || return 1
+    part motion_choice "$python" -m scripts.demo.head_motion_law --output_dir "$work/motion_choice" \
+        --num_clips 32 --seed 1 || return 1 # to choose the exported network by
+    embed motion_train || return 1
+    embed motion_choice || return 1
+    part head_motion vexpress train-motion --config training_configs/demo/motion.yaml || return 1
     part face_networks "$python" -m scripts.demo.train_face_networks --output_dir "$work/insightface_models" || return 1
     part metric_networks "$python" -m scripts.demo.train_metric_networks \
         --data_dir "$work/data" --output_dir "$work/evaluation_networks"
@@ -67,7 +76,7 @@ done
 mkdir -p "$work/base_model"
 for split in data silence; do
     part "latents_$split" "$python" scripts/prepare_dataset/cache_latents.py --meta_path "$work/$split/metadata.json" \
-        --cache_dir "$work/latents" --vae_path "$work/vae/joint" --width 96 --height 96
+        --cache_dir "$work/latents" --vae_path "$work/vae/joint" --width 128 --height 128
 done
 for stage in stage_1 stage_2; do
     part "$stage" ./train_stage.sh "training_configs/demo/$stage.yaml"
@@ -75,7 +84,9 @@ done
 wait "$vae"
 wait "$side"
 # Both cores are free now: two processes of one sample each make the updates that one of two samples makes.
-HOST_GPU_NUM=2 part stage_3 ./train_stage.sh training_configs/demo/stage_3.yaml data.train_bs=1
+for stage in stage_3 stage_4; do
+    HOST_GPU_NUM=2 part "$stage" ./train_stage.sh "training_configs/demo/$stage.yaml" data.train_bs=1
+done
 part assemble "$python" -m scripts.demo.assemble_pack --work_dir "$work" --pack_dir "$pack"
 part measure "$python" -m scripts.demo.measure_pack --model_dir "$pack" --num_clips 8 --output_path "$pack/figures.json"
 part demo "$python" inference.py --model_dir "$pack" --output_path "$work/demo.mp4" --contact_sheet_path docs/demo.png
