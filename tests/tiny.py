@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from vexpress.diffusion.schedule import build_scheduler
-from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
+from vexpress.models import AttributeProjection, AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
 from vexpress.pipeline import VExpressPipeline
 from vexpress.weights import save_frozen_parts, save_networks
 
@@ -70,6 +70,10 @@ def v_kps_guider() -> VKpsGuider:
 
 def audio_projection() -> AudioProjection:
     return fill_by_rule(AudioProjection(**CASES["audio_projection_config"]))
+
+
+def attribute_projection() -> AttributeProjection:
+    return fill_by_rule(AttributeProjection(dim=16, output_dim=UNET_CONFIG["cross_attention_dim"]))
 
 
 def vae() -> AutoencoderKL:

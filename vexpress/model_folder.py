@@ -7,6 +7,7 @@
         inference_defaults.json                    optional: flags of inference.py -> defaults that suit the model
         v-express/{reference_net,denoising_unet,motion_module,v_kps_guider,audio_projection}.{safetensors,bin,pth}
         v-express/head_motion.{safetensors,json}   optional: makes a head's motion from speech
+        v-express/attribute_projection.{safetensors,json}    optional: lids, gaze, brows and smile on command
 
 The released guider and audio projection have no configuration file; ours have one beside the weights (.json).
 """
@@ -30,6 +31,7 @@ LAYOUT = {
     "audio_projection_path": "v-express/audio_projection",
     "motion_module_path": "v-express/motion_module",
     "head_motion_path": "v-express/head_motion",
+    "attribute_projection_path": "v-express/attribute_projection",
 }
 """Where each part lies in a model folder; weights stand without suffix. The keys are the released flags."""
 
@@ -42,6 +44,7 @@ OPTIONAL = {
     "insightface_model_path": "some retarget strategies need no face detection; checked where it is needed",
     "motion_module_path": "denoising_unet may hold the motion modules; loading checks that together they cover all",
     "head_motion_path": "the release has none; with one, a head can move to speech alone",
+    "attribute_projection_path": "the release has none; with one, lids, gaze, brows and smile can be asked for",
 }
 """Parts that a model folder may lack, and why."""
 
@@ -60,6 +63,7 @@ class ModelPaths:
     audio_projection_path: Path
     motion_module_path: Path
     head_motion_path: Path
+    attribute_projection_path: Path
 
     @classmethod
     def from_model_dir(

@@ -49,8 +49,13 @@ class DataConfig:
         low=0,
         high=1,
     )
+    attribute_drop_rate: float = option(
+        0.1, "probability that all attributes are dropped, and that each of them is over a whole sample", low=0, high=1
+    )
     drop_granularity: str = option(
-        "frame", "whether keypoints and reference are dropped per frame or per clip", choices=DROP_GRANULARITIES
+        "frame",
+        "whether keypoints, reference and all attributes are dropped per frame or per clip",
+        choices=DROP_GRANULARITIES,
     )
     latent_cache_dir: str | None = option(
         None, "folder of latents from `vexpress cache-latents`; needs crop_ratio [1, 1]", type=str

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vexpress.audio_features import audio_windows
+from vexpress.data.attributes import attributes_from_landmarks, load_attributes, mirror_attributes
 from vexpress.data.config import DataConfig
 from vexpress.data.formats import ClipRecord, audio_length_problem, load_audio_embeds, load_face_info, load_metadata
 from vexpress.data.latent_cache import latent_cache_path, load_latents, read_latents_shape
@@ -59,6 +60,7 @@ class _Clip:
         audio_dim: width of a hidden state.
         kps: (num_frames 3 2) float32 px.
         lip_corners: (num_frames 2 2) float32 px.
+        attributes: (num_frames 6) float32, NaN where not known.
         latents_path: file of cached latents, or None.
     """
 
@@ -69,6 +71,7 @@ class _Clip:
     audio_dim: int
     kps: np.ndarray
     lip_corners: np.ndarray
+    attributes: np.ndarray
     latents_path: Path | None
 
 
@@ -83,6 +86,7 @@ class TalkingFaceDataset(Dataset):
         kps_images: (3 f H W) float32, 0..1: left eye, right eye, nose.
         audio_windows: (f n d) float32.
         lip_masks: (1 f h w) float32, 0 or 1.
+        attributes: (f 6) float32, in the order of `vexpress.models.attributes.ATTRIBUTES`; NaN is not known.
         number: of the sample.
         name: path of the video.
         frame_ids: (f,) int64, numbers of the frames in the video.
@@ -170,12 +174,16 @@ class TalkingFaceDataset(Dataset):
         kps_images = torch.from_numpy(np.stack([render_v_kps(points, *size[::-1]) for points in kps]))
         boxes = scaled_box(transform_points(clip.lip_corners[frame_ids], geometry), config.lip_mask_scale)
         lip_masks = [render_lip_mask(box, *size[::-1], self.latent_downsampling) for box in boxes]
+        attributes = clip.attributes[frame_ids]
+        if geometry.flip:
+            attributes = mirror_attributes(attributes)
         hidden_states = load_audio_embeds(clip.record.audio_embeds)
         windows = audio_windows(hidden_states, clip.num_video_frames, config.num_padding_audio_frames)
         return sample | {
             "kps_images": rearrange(kps_images, "f h w c -> c f h w").contiguous().float().div_(255),
             "audio_windows": windows[frame_ids],
             "lip_masks": torch.stack(lip_masks)[None],
+            "attributes": torch.from_numpy(attributes),
             "number": number,
             "name": str(clip.record.video),
             "frame_ids": torch.from_numpy(frame_ids),
@@ -299,6 +307,12 @@ def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int
     seconds = record.duration or float(num_video_frames / info.fps)
     if problem := audio_length_problem(len(hidden_states), seconds):
         raise InputError(f"audio_embeds {record.audio_embeds}: {problem}; extract them again")
+    if record.attributes is None:
+        attributes = attributes_from_landmarks(face_info.landmark_2d_106[:num_frames])
+    else:
+        attributes = load_attributes(record.attributes)[:num_frames]
+        if len(attributes) < num_frames:
+            raise InputError(f"attributes {record.attributes}: {len(attributes)} frames, needed are {num_frames}")
     latents_path = None
     if config.latent_cache_dir is not None:
         latents_path = latent_cache_path(config.latent_cache_dir, record.video)
@@ -317,5 +331,6 @@ def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int
         audio_dim=hidden_states.shape[1],
         kps=face_info.kps[:num_frames, :3].copy(),
         lip_corners=lip_corners(face_info.landmark_2d_106[:num_frames]),
+        attributes=attributes,
         latents_path=latents_path,
     )

@@ -196,10 +196,12 @@ class ClipRecord:
     fps: float | None = None
     num_frames: int | None = None
     audio: Path | None = None
+    attributes: Path | None = None
+    """Exact ones; without, what landmarks say."""
 
 
 NEEDED_PATH_KEYS = ("video", "face_info", "audio_embeds")
-PATH_KEYS = (*NEEDED_PATH_KEYS, "audio")
+PATH_KEYS = (*NEEDED_PATH_KEYS, "audio", "attributes")
 NUMBER_KEYS = ("duration", "fps", "num_frames")
 MAX_METADATA_BYTES = 2**31  # some millions of clips
 MAX_NUMBER = 1e9  # of seconds or frames: 30 years, or one

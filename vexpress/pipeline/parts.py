@@ -22,7 +22,7 @@ from vexpress.errors import InputError
 from vexpress.media.keypoints import render_v_kps
 from vexpress.media.smoothing import stream_denoise, stream_median_filter
 from vexpress.model_folder import ModelPaths
-from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
+from vexpress.models import AttributeProjection, AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
 from vexpress.pipeline import inputs
 from vexpress.weights import load_audio_encoder, load_networks, load_vae
 
@@ -44,6 +44,7 @@ class PipelineParts(DiffusionPipeline):
         audio_projection: audio steps around a frame -> tokens.
         audio_encoder: speech -> hidden states.
         audio_processor: normalises speech for `audio_encoder`.
+        attribute_projection: attributes of frames -> tokens; None for a model that knows none.
         scheduler: any that predicts v on the released noise schedule, see `vexpress.diffusion.schedule`.
 
     Raises:
@@ -54,6 +55,7 @@ class PipelineParts(DiffusionPipeline):
 
     model_cpu_offload_seq = "audio_encoder->audio_projection->reference_net->denoising_unet->vae"
     _exclude_from_cpu_offload = ["v_kps_guider"]  # small, and works between windows
+    _optional_components = ["attribute_projection"]
     _callback_tensor_inputs = list(inputs.TENSOR_INPUTS)
 
     def __init__(
@@ -66,6 +68,7 @@ class PipelineParts(DiffusionPipeline):
         audio_encoder: Wav2Vec2Model,
         audio_processor: Wav2Vec2FeatureExtractor,
         scheduler: SchedulerMixin,
+        attribute_projection: AttributeProjection | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -77,6 +80,7 @@ class PipelineParts(DiffusionPipeline):
             audio_encoder=audio_encoder,
             audio_processor=audio_processor,
             scheduler=scheduler,
+            attribute_projection=attribute_projection,
         )
         self.downsampling = vae_downsampling(vae)
         guider_downsampling = 2 ** (len(v_kps_guider.config.block_out_channels) - 1)

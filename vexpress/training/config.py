@@ -111,7 +111,7 @@ class InitConfig:
 
 @dataclass
 class ModelConfig:
-    """Sizes of the networks; with init.source=stage they come from that folder, and these are not used.
+    """Sizes of the networks; with init.source=stage they come from that folder, and only what it lacks from here.
 
     Raises:
         InputError: a value has another type.
@@ -124,6 +124,11 @@ class ModelConfig:
     )
     v_kps_guider: dict[str, Any] = option({}, "arguments of VKpsGuider that differ from the released ones")
     audio_projection: dict[str, Any] = option({}, "arguments of AudioProjection that differ from the released ones")
+    attribute_projection: dict[str, Any] | None = option(
+        None,
+        "arguments of AttributeProjection, such as {dim: 256}, added where init has none; unset: none is added",
+        type=dict,
+    )
 
     def __post_init__(self):
         check_fields(self, "model.")
@@ -141,6 +146,7 @@ class ModuleTrainingConfig:
     denoising_unet: bool | None = option(None, "likewise", type=bool)
     v_kps_guider: bool | None = option(None, "likewise", type=bool)
     audio_projection: bool | None = option(None, "likewise", type=bool)
+    attribute_projection: bool | None = option(None, "likewise", type=bool)
 
     def __post_init__(self):
         check_fields(self, "module_training.")

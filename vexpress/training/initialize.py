@@ -14,7 +14,7 @@ from vexpress.model_folder import ModelPaths
 from vexpress.models import DenoisingUNet
 from vexpress.training.config import TrainConfig
 from vexpress.training.stages import STAGES, TrainingNetworks
-from vexpress.weights import MOTION_KEY, build_networks, load_networks, read_state_dict
+from vexpress.weights import MOTION_KEY, build_attribute_projection, build_networks, load_networks, read_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def load_animatediff_motion(unet: DenoisingUNet, path: Path) -> Report:
 
 
 def build_training_networks(config: TrainConfig) -> TrainingNetworks:
-    """Builds the four networks and gives them the weights that a stage starts from, in fp32.
+    """Builds the networks and gives them the weights that a stage starts from, in fp32.
 
     Raises:
         InputError: a file is missing or does not fit, or the networks are too large for this machine.
@@ -154,6 +154,10 @@ def build_training_networks(config: TrainConfig) -> TrainingNetworks:
         elif init.source == "animate_anyone":
             load_animate_anyone(networks, Path(init.path))
         networks.denoising_unet.silence_motion()
+    if networks.attribute_projection is None and config.model.attribute_projection is not None:
+        width = networks.denoising_unet.config.cross_attention_dim
+        sizes = {"output_dim": width, **config.model.attribute_projection}
+        networks.attribute_projection = build_attribute_projection(sizes)
     _check_widths(networks)
     if stage.starts_silent or init.source != "stage":
         networks.denoising_unet.silence_audio()
@@ -195,6 +199,13 @@ def _check_widths(networks: TrainingNetworks) -> None:
             f"the UNet's cross_attention_dim is {unet.cross_attention_dim}",
             "model.audio_projection.output_dim",
             audio.output_dim,
+        )
+    attributes = networks.attribute_projection
+    if attributes is not None and attributes.config.output_dim != unet.cross_attention_dim:
+        raise InputError(
+            f"the UNet's cross_attention_dim is {unet.cross_attention_dim}",
+            "model.attribute_projection.output_dim",
+            attributes.config.output_dim,
         )
     if min(audio.heads, audio.dim_head, audio.depth, audio.num_queries) < 1:
         raise InputError("model.audio_projection: heads, dim_head, depth and num_queries must be at least 1")

@@ -26,7 +26,8 @@ class Batch:
 
     Attributes:
         latents: (b c f h w) float32.
-        conditions: reference_latents (b c h w), kps_images (b 3 f H W) and audio_windows (b f n d).
+        conditions: reference_latents (b c h w), kps_images (b 3 f H W) and audio_windows (b f n d), and
+            attributes (b f 6) where they are learned.
         lip_masks: (b 1 f h w), 1 on the mouth, 0 elsewhere.
     """
 

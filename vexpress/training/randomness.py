@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vexpress.diffusion.schedule import share_noise
+from vexpress.models.attributes import ATTRIBUTES
 from vexpress.training.config import TrainConfig
 
 
@@ -24,6 +25,8 @@ class RandomParts:
         reference_keep: (b f) float32, 0 where the reference is dropped, 1 elsewhere. Likewise the others.
         kps_keep: (b f).
         audio_keep: (b f); as released, audio is dropped only together with all else.
+        attribute_keep: (b f 6), of attributes.
+        any_keep: (b f), 0 where all conditions together are dropped.
     """
 
     noise: Tensor
@@ -31,6 +34,8 @@ class RandomParts:
     reference_keep: Tensor
     kps_keep: Tensor
     audio_keep: Tensor
+    attribute_keep: Tensor
+    any_keep: Tensor
 
     def to(self, device: torch.device) -> "RandomParts":
         """The same on another device."""
@@ -38,7 +43,7 @@ class RandomParts:
 
     def keep_masks(self) -> dict[str, Tensor]:
         """The conditions' masks, as arguments of `TrainingNetworks.forward`."""
-        return {name: getattr(self, name) for name in ("reference_keep", "kps_keep", "audio_keep")}
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name.endswith("_keep")}
 
 
 def random_parts(
@@ -80,4 +85,9 @@ def _random_sample(
     if config.shared_noise:
         shared = torch.randn(channels, 1, *latent_shape[2:], generator=generator)
         noise = share_noise(noise, shared, config.shared_noise)
-    return noise + offset, timestep, *((mask & keep_any if drop else torch.ones_like(mask)).float() for mask in masks)
+    # All attributes of a frame are dropped, and each over a whole sample, which is how inference leaves some out.
+    rate = config.data.attribute_drop_rate
+    each = torch.rand(len(ATTRIBUTES), generator=generator) >= rate
+    masks += [keep(rate)[:, None] & each, torch.ones(num_frames, dtype=torch.bool)]
+    keep_all = keep_any if drop else torch.ones_like(keep_any)
+    return noise + offset, timestep, *(((mask if drop else torch.ones_like(mask)) & keep_all).float() for mask in masks)

@@ -1,4 +1,4 @@
-"""The three stages as a table: what is trained, what starts silent, and the four networks as one module.
+"""The three stages as a table: what is trained, what starts silent, and the networks as one module.
 
 A pattern is a regular expression that must match from the start of a parameter's name. One that matches nothing is an
 error, so a renamed parameter cannot silently drop out of training.
@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vexpress.errors import InputError
-from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
+from vexpress.models import AttributeProjection, AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
 from vexpress.training.config import ModuleTrainingConfig
 
 ALL = r".*"
@@ -39,6 +39,7 @@ class Stage:
 
     Attributes:
         reference_net: parameters trained, and likewise for the other networks.
+        attribute_projection: likewise, where there is one.
         starts_silent: audio attention and motion modules add nothing at the start.
         has_trained_motion: the stage before has trained the motion modules, and nothing may replace them.
     """
@@ -47,6 +48,7 @@ class Stage:
     denoising_unet: Selection
     v_kps_guider: Selection
     audio_projection: Selection
+    attribute_projection: Selection = Selection()
     starts_silent: bool = False
     has_trained_motion: bool = False
 
@@ -64,12 +66,14 @@ STAGES = {
         denoising_unet=Selection((AUDIO_ATTENTION, MOTION)),
         v_kps_guider=Selection(),
         audio_projection=Selection((ALL,)),
+        attribute_projection=Selection((ALL,)),
     ),
     "stage_3": Stage(
         reference_net=REFERENCE_NET,
         denoising_unet=Selection((ALL,)),
         v_kps_guider=Selection((ALL,)),
         audio_projection=Selection((ALL,)),
+        attribute_projection=Selection((ALL,)),
         has_trained_motion=True,
     ),
 }
@@ -77,7 +81,7 @@ STAGES = {
 
 
 class TrainingNetworks(nn.Module):
-    """The four networks, chained as a training step chains them. One module, for DDP, FSDP and DeepSpeed."""
+    """The four networks and the optional fifth, chained as in a training step; one module, for DDP and the like."""
 
     # What FSDP gathers on its own. Not transformer blocks: keys and values are projected outside of their forward.
     _no_split_modules = ("ResnetBlock2D", "MotionModule")
@@ -88,12 +92,14 @@ class TrainingNetworks(nn.Module):
         denoising_unet: DenoisingUNet,
         v_kps_guider: VKpsGuider,
         audio_projection: AudioProjection,
+        attribute_projection: AttributeProjection | None = None,
     ):
         super().__init__()
         self.reference_net = reference_net
         self.denoising_unet = denoising_unet
         self.v_kps_guider = v_kps_guider
         self.audio_projection = audio_projection
+        self.attribute_projection = attribute_projection
 
     def forward(
         self,
@@ -105,10 +111,14 @@ class TrainingNetworks(nn.Module):
         reference_keep: Tensor | None = None,
         kps_keep: Tensor | None = None,
         audio_keep: Tensor | None = None,
+        attributes: Tensor | None = None,
+        attribute_keep: Tensor | None = None,
+        any_keep: Tensor | None = None,
     ) -> Tensor:
         """Predicts v for noisy clips.
 
-        A dropped condition is multiplied by zero, so that every trained parameter is in every step's graph.
+        A dropped condition is multiplied by zero, so that every trained parameter is in every step's graph. With
+        attributes, audio that is dropped alone is tokens of zeros beside the attributes' tokens.
 
         Args:
             noisy_latents: (b c f h w).
@@ -117,6 +127,9 @@ class TrainingNetworks(nn.Module):
             kps_images: (b 3 f H W) in 0..1.
             audio_windows: (b f n d).
             reference_keep: (b f), 0 where the reference is dropped; None keeps all. Likewise the others.
+            attributes: (b f 6), read only where there is an attribute projection, which then needs them.
+            attribute_keep: (b f 6), 0 where a value counts as not known.
+            any_keep: (b f), 0 where all conditions are dropped; audio_keep is 0 there, too.
 
         Returns:
             (b c f h w).
@@ -125,9 +138,16 @@ class TrainingNetworks(nn.Module):
         if kps_keep is not None:
             kps_features = kps_features * rearrange(kps_keep, "b f -> b 1 f 1 1").to(kps_features.dtype)
         audio_tokens = self.audio_projection(rearrange(audio_windows, "b f n d -> (b f) n d"))
+        audio_tokens = rearrange(audio_tokens, "(b f) m d -> b f m d", b=audio_windows.shape[0])
+        if self.attribute_projection is not None:
+            if audio_keep is not None:
+                audio_tokens = audio_tokens * audio_keep[..., None, None].to(audio_tokens.dtype)
+            attribute_tokens = self.attribute_projection(attributes, attribute_keep)
+            audio_tokens = torch.cat([audio_tokens, attribute_tokens.to(audio_tokens.dtype)], dim=2)
+            audio_keep = any_keep
         conditions = self.denoising_unet.prepare_conditions(
             self.reference_net(reference_latents),
-            rearrange(audio_tokens, "(b f) m d -> b f m d", b=audio_windows.shape[0]),
+            audio_tokens,
             kps_features,
             reference_keep=reference_keep,
             audio_keep=audio_keep,

@@ -230,6 +230,8 @@ class Trainer:
             "kps_images": batch["kps_images"].to(device, self.dtype),
             "audio_windows": batch["audio_windows"].to(device, self.dtype),
         }
+        if self.networks.attribute_projection is not None:
+            conditions["attributes"] = batch["attributes"].to(device)
         parts = self.objective.random_parts(batch["number"].tolist(), latents.shape[1:], drop).to(device)
         return self.objective.loss(
             self._predict, Batch(latents, conditions, lip_masks=batch["lip_masks"].to(device)), parts

@@ -1,11 +1,18 @@
 """Weight files: read without executing anything, and put into networks strictly."""
 
 from vexpress.weights.libraries import load_audio_encoder, load_vae, save_frozen_parts
-from vexpress.weights.networks import MOTION_KEY, build_networks, load_networks, save_networks
+from vexpress.weights.networks import (
+    MOTION_KEY,
+    build_attribute_projection,
+    build_networks,
+    load_networks,
+    save_networks,
+)
 from vexpress.weights.state_dicts import load_weights, read_state_dict
 
 __all__ = [
     "MOTION_KEY",
+    "build_attribute_projection",
     "build_networks",
     "load_audio_encoder",
     "load_networks",

@@ -1,4 +1,4 @@
-"""The four networks of V-Express: built by their configuration files, loaded and saved in the released layout."""
+"""The networks of V-Express, four and an optional fifth: built by configuration, loaded and saved as released."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vexpress.errors import InputError
 from vexpress.files import replacing
 from vexpress.model_folder import LAYOUT, ModelPaths, read_config
-from vexpress.models import AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
+from vexpress.models import AttributeProjection, AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
 from vexpress.weights.state_dicts import load_weights
 
 IGNORED_KEYS = {
@@ -32,6 +32,8 @@ MAX_COUNTS = {
     "motion_max_seq_length": 10_000,
 }
 """What would take hours to build if it were a million."""
+
+MAX_OPTIONAL_BYTES = 2**30  # of the attribute projection, which has some 2 MiB
 
 MOTION_KEY = "motion_modules."  # in the names of parameters that belong into motion_module.*
 
@@ -71,6 +73,22 @@ def build_networks(
     return networks
 
 
+def build_attribute_projection(config: Mapping[str, Any]) -> AttributeProjection:
+    """Builds the optional fifth network, on PyTorch's default device.
+
+    Raises:
+        InputError: arguments that do not describe such a network.
+    """
+    try:
+        with torch.device("meta"):  # nothing is allocated: a width may be a million
+            num_bytes = sum(parameter.nbytes for parameter in AttributeProjection(**config).parameters())
+        if num_bytes > MAX_OPTIONAL_BYTES:
+            raise ValueError(f"{num_bytes / 2**30:.0f} GiB, allowed is {MAX_OPTIONAL_BYTES / 2**30:.0f}")
+        return AttributeProjection(**config)
+    except Exception as error:  # of odd types and sizes, the libraries raise anything
+        raise InputError(f"configuration of attribute_projection: makes no such network ({error})") from error
+
+
 def _flatten(value: Any) -> list[Any]:
     return [part for item in value for part in _flatten(item)] if isinstance(value, list | tuple) else [value]
 
@@ -81,7 +99,7 @@ def load_networks(
     device: torch.device | str = "cpu",
     test_stage: str = "stage_3",
 ) -> dict[str, nn.Module]:
-    """Loads the four networks: reference_net, denoising_unet, v_kps_guider, audio_projection.
+    """Loads reference_net, denoising_unet, v_kps_guider, audio_projection and, if it is there, attribute_projection.
 
     Args:
         paths: from `ModelPaths.from_model_dir`.
@@ -98,6 +116,9 @@ def load_networks(
         own_configs[name] = read_config(path) if path.exists() else {}  # no file: the released size
     with torch.device("meta"):
         networks = build_networks(paths.unet_config_path, **own_configs)
+        if paths.attribute_projection_path.exists():
+            config = read_config(paths.attribute_projection_path.with_suffix(".json"))
+            networks["attribute_projection"] = build_attribute_projection(config)
     for name, network in networks.items():
         files = [getattr(paths, f"{name}_path")]
         if name == "denoising_unet" and paths.motion_module_path.exists():
@@ -118,8 +139,9 @@ def save_networks(
     dtype: torch.dtype | None = None,
     suffix: str = ".safetensors",
     weights: Mapping[str, Mapping[str, Tensor]] | None = None,
+    attribute_projection: AttributeProjection | None = None,
 ) -> None:
-    """Writes the five released files and the configuration files into a folder of the released layout.
+    """Writes the released files and the configuration files into a folder of the released layout.
 
     Args:
         folder: made if missing.
@@ -127,6 +149,7 @@ def save_networks(
         dtype: of floating-point weights in the files; None keeps it.
         suffix: ".safetensors" or ".bin".
         weights: network's name -> state dict to write in place of the network's own, which may be sharded.
+        attribute_projection: the optional fifth network.
     """
     folder = Path(folder)
     networks = {
@@ -135,6 +158,8 @@ def save_networks(
         "v_kps_guider": v_kps_guider,
         "audio_projection": audio_projection,
     }
+    if attribute_projection is not None:
+        networks["attribute_projection"] = attribute_projection
     parts = dict(weights) if weights else {name: network.state_dict() for name, network in networks.items()}
     unet = parts["denoising_unet"]
     parts["denoising_unet"] = {name: tensor for name, tensor in unet.items() if MOTION_KEY not in name}
@@ -149,9 +174,9 @@ def save_networks(
             else:
                 torch.save(part, temporary)
     configs = {
-        folder / LAYOUT["unet_config_path"]: denoising_unet,
-        folder / f"{LAYOUT['v_kps_guider_path']}.json": v_kps_guider,
-        folder / f"{LAYOUT['audio_projection_path']}.json": audio_projection,
+        folder / (LAYOUT["unet_config_path"] if name == "denoising_unet" else f"{LAYOUT[f'{name}_path']}.json"): network
+        for name, network in networks.items()
+        if name != "reference_net"
     }
     for path, network in configs.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ def test_loss_is_the_recorded_one_and_the_network_sees_the_recorded_target(numbe
     inputs = {name: torch.from_numpy(value) for name, value in case.items() if value.ndim and value.dtype.kind in "fi"}
     batch_size, _, num_frames = inputs["latents"].shape[:3]
     keep = torch.ones(batch_size, num_frames)
-    parts = RandomParts(inputs["noise"], inputs["timesteps"], keep, keep, keep)
+    parts = RandomParts(inputs["noise"], inputs["timesteps"], keep, keep, keep, keep[..., None], keep)
     config = TrainConfig(
         snr_gamma=float(case["snr_gamma"]), data=DataConfig(lip_loss_weight=float(case["lip_loss_weight"]))
     )

@@ -138,3 +138,30 @@ def test_motion_weight_weighs_what_changes_from_frame_to_frame():
     mouth = mask.index_fill(2, torch.tensor([1]), 1.0)  # counts in the frame and in the step that leads to it
     assert weighted_loss(jumping, target, torch.ones(1), mouth, 10.0, 3.0) == pytest.approx(40 / 3 + 3 * (40 + 4) / 2)
     assert weighted_loss(jumping, target, torch.tensor([0.5]), mask, 1.0, 3.0) == pytest.approx(2 / 3 + 3 * 2)
+
+
+def test_attributes_are_in_every_steps_graph_and_dropped_with_all_else():
+    networks, nothing = build(), torch.zeros(1, 2)
+    networks.attribute_projection = tiny.attribute_projection()
+    set_trainable(networks, "stage_2")
+    latents, timesteps = torch.randn(1, 4, 2, 8, 8), torch.tensor([500])
+    inputs = (torch.randn(1, 4, 8, 8), torch.rand(1, 3, 2, 64, 64))
+
+    def predict(audio_seed: int, attributes: torch.Tensor, **keep: torch.Tensor) -> torch.Tensor:
+        audio = torch.randn(1, 2, 10, 24, generator=torch.Generator().manual_seed(audio_seed))
+        return networks(latents, timesteps, *inputs, audio, attributes=attributes, **keep)
+
+    one, other = torch.rand(1, 2, 6), torch.full((1, 2, 6), torch.nan)
+    alone = {"audio_keep": nothing, "attribute_keep": torch.ones(1, 2, 6), "any_keep": torch.ones(1, 2)}
+    assert torch.equal(predict(0, one, **alone), predict(1, one, **alone))  # audio alone is dropped
+    assert not torch.equal(predict(0, one, **alone), predict(0, other, **alone))
+    unknown = {"audio_keep": nothing + 1, "attribute_keep": torch.zeros(1, 2, 6), "any_keep": nothing + 1}
+    assert torch.equal(predict(0, one, **unknown), predict(0, other, **unknown))  # attributes alone
+    dropped = {f"{name}_keep": nothing for name in ("reference", "kps", "audio", "any")}
+    prediction = predict(0, one, **dropped, attribute_keep=torch.zeros(1, 2, 6))
+    assert (
+        relative_error(prediction.detach(), networks.denoising_unet(latents, timesteps, Conditions()).detach()) < 1e-5
+    )
+    prediction.square().mean().backward()
+    for name, parameter in networks.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
