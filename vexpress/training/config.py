@@ -3,6 +3,7 @@
 Default, bounds and explanation of each key are at its field. docs/training.md shows them as a table.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine
 """Names that `diffusers.optimization` knows."""
 PRECISIONS = ("no", "fp16", "bf16")
 SOURCES = ("unet", "animate_anyone", "stage", "random")
+NETWORKS = ("reference_net", "denoising_unet", "v_kps_guider", "audio_projection", "attribute_projection")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 EXPORT_SUFFIXES = (".safetensors", ".bin")
 MAX_STEPS = 99_999_999
@@ -153,6 +155,40 @@ class ModuleTrainingConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters that are trained in place of the networks, which stay as they are.
+
+    Raises:
+        InputError: a value is out of bounds, or there is no such network or pattern.
+    """
+
+    rank: int = option(16, "of the adapters; more can learn more, and weigh more", low=1, high=1024)
+    targets: dict[str, Any] = option(
+        {},
+        "network -> patterns of its layers, out of those that the stage trains, as in vexpress.training.stages; empty: "
+        "the networks themselves are trained",
+    )
+
+    def __post_init__(self):
+        check_fields(self, "lora.")
+        for name, patterns in self.targets.items():
+            if name not in NETWORKS:
+                raise InputError(f"is no network; there are {', '.join(NETWORKS)}", "lora.targets", name)
+            if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+                raise InputError("must be a list of patterns", f"lora.targets.{name}", patterns)
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except (re.error, RecursionError, OverflowError) as error:
+                    raise InputError(f"is no regular expression ({error})", f"lora.targets.{name}", pattern) from error
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any network has adapters."""
+        return any(self.targets.values())
+
+
+@dataclass
 class ValidationConfig:
     """What is measured and shown during training.
 
@@ -217,7 +253,11 @@ class TrainConfig:
     init: InitConfig = field(default_factory=InitConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     module_training: ModuleTrainingConfig = field(default_factory=ModuleTrainingConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self):
         check_fields(self)
+        if self.lora.is_on and self.init.source != "stage":
+            problem = "an adapter belongs to a finished model: lora.targets needs init.source=stage and init.path"
+            raise InputError(problem, "init.source", self.init.source)

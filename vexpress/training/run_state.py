@@ -10,11 +10,12 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from vexpress.errors import InputError, first_line
 from vexpress.files import former_folder, remove_folder, remove_leftovers, replace_folder
 from vexpress.model_folder import INFERENCE_DEFAULTS, LAYOUT, read_config
+from vexpress.models.lora import adapter_weights
 from vexpress.options import SamplingOptions
 from vexpress.training.checkpoints import (
     STATE_FILE,
@@ -29,12 +30,14 @@ from vexpress.training.checkpoints import (
 from vexpress.training.config import TrainConfig
 from vexpress.training.config_file import differing_keys, load_config
 from vexpress.training.stages import TrainingNetworks
-from vexpress.weights import save_networks
+from vexpress.weights import Adapter, save_adapter, save_networks
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 SCHEDULE_FILE = "schedule.pt"
+ADAPTER_FILE = "adapter.safetensors"
+"""In `export/`, of a run that trains adapters."""
 EFFECTIVE_ON_RESUME = (
     "data.",
     "validation.",
@@ -61,6 +64,7 @@ class RunState:
         networks: the same, unprepared.
         lr_scheduler: saved here and not by accelerate, which would execute a pickle to read it back.
         ema: moving average of the trained weights, likewise; None for none.
+        base_model: digest of what adapters are trained on; None where there are none.
     """
 
     def __init__(
@@ -71,9 +75,10 @@ class RunState:
         networks: TrainingNetworks,
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
         ema: EMAModel | None,
+        base_model: str | None = None,
     ):
         self.config, self.accelerator, self.model, self.networks = config, accelerator, model, networks
-        self.lr_scheduler, self.ema = lr_scheduler, ema
+        self.lr_scheduler, self.ema, self.base_model = lr_scheduler, ema, base_model
         self.folder = Path(config.output_dir)
         self.export_folder = self.folder / "export"
 
@@ -141,6 +146,8 @@ class RunState:
             self.accelerator.load_state(str(path))
             schedule = torch.load(path / SCHEDULE_FILE, map_location="cpu", weights_only=True)
             self.lr_scheduler.load_state_dict(schedule["lr_scheduler"])
+            if schedule.get("base_model") != self.base_model:
+                raise ValueError("it is of adapters on another base model, or of none")
             if self.ema is not None and schedule["ema"] is None:
                 raise ValueError("solver.ema_decay is set, and was not")
             if self.ema is not None:
@@ -186,7 +193,7 @@ class RunState:
         self.accelerator.save_state(str(partial))
         if self.accelerator.is_main_process:
             schedule = {"lr_scheduler": self.lr_scheduler.state_dict(), "ema": self.ema and self.ema.state_dict()}
-            torch.save(schedule, partial / SCHEDULE_FILE)
+            torch.save(schedule | {"base_model": self.base_model}, partial / SCHEDULE_FILE)
         self.accelerator.wait_for_everyone()  # all have written their parts
         if self.accelerator.is_main_process:
             write_progress(partial, progress)
@@ -203,7 +210,7 @@ class RunState:
         return step
 
     def _export(self, step: int) -> None:
-        """Writes `export/`, a model folder that inference loads as it is; averaged weights where there are any."""
+        """Writes `export/`, a model folder that inference loads as it is, or an adapter; averages if there are any."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if self.ema is not None:
             self.ema.store(trained)
@@ -221,6 +228,19 @@ class RunState:
             name: {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
             for name in networks
         }
+        if self.base_model is None:
+            self._write_model(partial, networks, weights)
+        else:
+            lora = self.config.lora
+            adapters = {name: adapter_weights(part) for name, part in weights.items() if lora.targets.get(name)}
+            partial.mkdir(parents=True)
+            save_adapter(partial / ADAPTER_FILE, Adapter(lora.rank, lora.targets, self.base_model, adapters))
+        (partial / STATE_FILE).write_text(json.dumps({"step": step, "stage": self.config.train_stage}))
+        replace_folder(partial, self.export_folder)
+
+    def _write_model(
+        self, partial: Path, networks: dict[str, nn.Module], weights: dict[str, dict[str, Tensor]]
+    ) -> None:
         save_networks(partial, **networks, weights=weights, dtype=torch.float32, suffix=self.config.export_suffix)
         copies = {"vae_path": self.config.vae_model_path, "audio_encoder_path": self.config.audio_model_path}
         copies["insightface_model_path"] = self.config.insightface_model_path
@@ -237,5 +257,3 @@ class RunState:
             SamplingOptions(**size)
             defaults = size | defaults
         (partial / INFERENCE_DEFAULTS).write_text(json.dumps(defaults, indent=1) + "\n")
-        (partial / STATE_FILE).write_text(json.dumps({"step": step, "stage": self.config.train_stage}))
-        replace_folder(partial, self.export_folder)

@@ -126,7 +126,7 @@ def build_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -
 def describe_plan(config: TrainConfig) -> str:
     """Describes a run without starting it: configuration, parameters per network, memory."""
     networks = build_training_networks(config)
-    set_trainable(networks, config.train_stage, config.module_training)
+    set_trainable(networks, config.train_stage, config.module_training, config.lora)
     lines = [format_config(config).rstrip(), ""]
     for name, (trained, total) in count_parameters(networks).items():
         lines.append(f"{name}: {trained:,} of {total:,} parameters trained")

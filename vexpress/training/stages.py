@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vexpress.errors import InputError
 from vexpress.models import AttributeProjection, AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
-from vexpress.training.config import ModuleTrainingConfig
+from vexpress.training.adapters import add_adapters
+from vexpress.training.config import LoraConfig, ModuleTrainingConfig
 
 ALL = r".*"
 AUDIO_ATTENTION = r".*\.transformer_blocks\.\d+\.(attn2|norm2)\."
@@ -172,13 +173,22 @@ def select(names: list[str], selection: Selection, last_up_block: int = 0) -> li
     return [name for name in names if name in trained]
 
 
-def set_trainable(networks: TrainingNetworks, stage: str, switches: ModuleTrainingConfig | None = None) -> None:
+def set_trainable(
+    networks: TrainingNetworks,
+    stage: str,
+    switches: ModuleTrainingConfig | None = None,
+    lora: LoraConfig | None = None,
+) -> None:
     """Switches gradients on for what a stage trains, and off for all else; networks without any are in eval mode.
 
     Args:
         networks: changed in place.
         stage: key of `STAGES`.
         switches: False freezes a network, True trains all of it; unset follows the table.
+        lora: with targets, adapters are put on layers that would be trained, and they alone are.
+
+    Raises:
+        InputError: a pattern matches nothing.
     """
     switches = asdict(switches) if switches else {}
     last_up_block = len(networks.denoising_unet.up_blocks) - 1
@@ -189,9 +199,10 @@ def set_trainable(networks: TrainingNetworks, stage: str, switches: ModuleTraini
             selection = Selection()
         elif switch is True:
             selection = REFERENCE_NET if network_name == "reference_net" else Selection((ALL,))
-        parameters = dict(network.named_parameters())
-        trained = set(select(list(parameters), selection, last_up_block))
-        for name, parameter in parameters.items():
+        trained = set(select([name for name, _ in network.named_parameters()], selection, last_up_block))
+        if lora and lora.is_on:
+            trained = add_adapters(network, network_name, trained, lora)
+        for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in trained)
         network.train(bool(trained))
 

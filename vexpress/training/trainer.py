@@ -31,7 +31,7 @@ from vexpress.training.run_log import RunLog, append_header, describe_run, peak_
 from vexpress.training.run_state import CONFIG_FILE, RunState
 from vexpress.training.setup import build_accelerator, build_optimizer
 from vexpress.training.stages import TrainingNetworks, half_frozen, set_trainable
-from vexpress.weights import load_vae
+from vexpress.weights import base_digest, load_vae
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ class Trainer:
             self._build_networks()
             self._build_data()
             self._build_optimizer()
-            self.state = RunState(config, self.accelerator, self.model, self.networks, self.lr_scheduler, self.ema)
+            made = self.accelerator, self.model, self.networks, self.lr_scheduler, self.ema, self.base_model
+            self.state = RunState(config, *made)
             self.step, self.num_samples = self.state.resume()
             self._held = stack.pop_all()
 
@@ -74,7 +75,8 @@ class Trainer:
         if not Path(config.audio_model_path).is_dir():  # for the exported model
             raise InputError("no such folder", "audio_model_path", config.audio_model_path)
         self.networks = build_training_networks(config)
-        set_trainable(self.networks, config.train_stage, config.module_training)
+        self.base_model = base_digest(dict(self.networks.named_children())) if config.lora.is_on else None
+        set_trainable(self.networks, config.train_stage, config.module_training, config.lora)
         if config.solver.gradient_checkpointing:
             self.networks.denoising_unet.enable_gradient_checkpointing()
             self.networks.reference_net.enable_gradient_checkpointing()
