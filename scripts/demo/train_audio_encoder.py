@@ -39,7 +39,7 @@ def build_encoder() -> Wav2Vec2Model:
     """The network; its first norm spans time, which keeps how loud a moment is."""
     return Wav2Vec2Model(
         Wav2Vec2Config(
-            conv_dim=(48, 48, 48, 64, 64, 64, 64),
+            conv_dim=(32, 32, 48, 64, 64, 64, 64),
             hidden_size=96,
             num_hidden_layers=3,
             num_attention_heads=4,
@@ -135,7 +135,9 @@ def train_encoder(
         waves = random_batch_of_speech(np.random.default_rng((0, step)), waveforms, args.batch_size)
         values = processor(waves, sampling_rate=WAV2VEC2_RATE_HZ, return_tensors="pt").input_values
         target = log_mel(values, encoder.config)
-        loss = (head(encoder(values).last_hidden_state) - target).abs().mean()
+        with torch.autocast("cpu", torch.bfloat16):
+            states = encoder(values).last_hidden_state
+        loss = (head(states.float()) - target).abs().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -154,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", required=True, type=Path)
     parser.add_argument("--heldout_dir", required=True, type=Path)
     parser.add_argument("--output_dir", required=True, type=Path)
-    parser.add_argument("--num_steps", type=int, default=5000)
+    parser.add_argument("--num_steps", type=int, default=3000)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--save_steps", type=int, default=250)

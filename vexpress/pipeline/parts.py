@@ -83,9 +83,9 @@ class PipelineParts(DiffusionPipeline):
             attribute_projection=attribute_projection,
         )
         self.downsampling = vae_downsampling(vae)
-        guider_downsampling = 2 ** (len(v_kps_guider.config.block_out_channels) - 1)
-        if guider_downsampling != self.downsampling:
-            raise ValueError(f"the V-Kps guider downsamples by {guider_downsampling}, the VAE by {self.downsampling}")
+        if v_kps_guider.downsampling != self.downsampling:
+            factors = f"{v_kps_guider.downsampling}, the VAE by {self.downsampling}"
+            raise ValueError(f"the V-Kps guider downsamples by {factors}")
         self._interrupt = False
         self._num_timesteps = 0
 
