@@ -32,7 +32,7 @@ class VKpsGuider(ModelMixin, ConfigMixin):
         super().__init__()
         widths = list(block_out_channels)
         self.patch_size = math.isqrt(in_channels // 3)
-        if 3 * self.patch_size**2 != in_channels:
+        if in_channels < 3 or 3 * self.patch_size**2 != in_channels:
             raise ValueError(f"in_channels is {in_channels}: must be 3, 12, 27, 48 and so on")
         self.conv_in = nn.Conv2d(in_channels, widths[0], kernel_size=3, padding=1)
         self.blocks = nn.ModuleList()

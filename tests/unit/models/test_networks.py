@@ -38,11 +38,18 @@ def test_block_paths_are_module_paths():
     assert all(unet.get_submodule(block.path) is block for block in unet.transformer_blocks())
 
 
-def test_guider_starts_as_if_there_were_none_and_downsamples_by_its_configuration():
-    guider = VKpsGuider(out_channels=12, block_out_channels=(4, 8, 8))
-    features = guider(torch.rand(2, 3, 5, 32, 48))
-    assert features.shape == (2, 12, 5, 8, 12)
+@pytest.mark.parametrize(("in_channels", "factor"), [(3, 4), (12, 8), (27, 12)])
+def test_guider_starts_as_if_there_were_none_and_downsamples_by_its_configuration(in_channels, factor):
+    guider = VKpsGuider(out_channels=12, in_channels=in_channels, block_out_channels=(4, 8, 8))
+    assert guider.downsampling == factor
+    features = guider(torch.rand(2, 3, 5, 2 * factor, 3 * factor))
+    assert features.shape == (2, 12, 5, 2, 3)
     assert features.abs().max() == 0
+
+
+def test_guider_refuses_channels_that_no_patch_has():
+    with pytest.raises(ValueError, match="in_channels is 6: must be 3, 12, 27"):
+        VKpsGuider(in_channels=6)
 
 
 def test_guider_does_not_mix_frames_or_videos():
