@@ -83,6 +83,11 @@ class ModelPaths:
         paths = {name: cls._find(Path(model_dir), name, overrides.get(name), name in optional) for name in LAYOUT}
         return cls(**paths)
 
+    @property
+    def has_attributes(self) -> bool:
+        """Whether lids, gaze, brows and smile can be asked for."""
+        return self.attribute_projection_path.exists()
+
     @staticmethod
     def _find(model_dir: Path, name: str, override: str | None, optional: bool) -> Path:
         path = Path(override) if override else model_dir / LAYOUT[name]

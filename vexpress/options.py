@@ -5,8 +5,9 @@ arguments with their checks, and the table of docs/inference.md. A new option is
 """
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vexpress.errors import InputError
 from vexpress.fields import allowed_values, check_fields, option
 from vexpress.model_folder import INFERENCE_DEFAULTS, read_config
 
-GUIDANCE = ("all", "audio")
+GUIDANCE = ("all", "audio", "attributes")
 SAMPLING = ("joint", "rolling")
 SCHEDULERS = ("ddim", "dpmsolver++", "unipc", "lcm", "euler")
 DTYPES = ("fp16", "bf16", "fp32")
@@ -23,6 +24,8 @@ RELEASED_STRATEGIES = ("fix_face", "no_retarget", "offset_retarget", "naive_reta
 RETARGET_STRATEGIES = (*RELEASED_STRATEGIES, "relative_retarget", "auto")
 MOTIONS = ("still", "natural")
 FACE_MODELS = ("insightface", "mtcnn")
+ATTRIBUTE_OPTIONS = ("blink", "gaze", "brows", "smile")
+PLAIN_ATTRIBUTE = re.compile(r"natural|none|[-+.,eE\d\s]+")
 KPS_EXTEND = ("loop", "stretch", "hold")
 FACE_CHOICES = ("largest", "leftmost")  # or a number, from the left
 
@@ -59,7 +62,7 @@ class SamplingOptions:
     )
     guidance: str = option(
         "all",
-        "guide away from: no condition at all, or no audio, which moves the mouth more and keeps colours",
+        "guide away from: no condition at all; no audio, which moves the mouth more and keeps colours; no attributes",
         choices=GUIDANCE,
         where=CALL,
         advanced=True,
@@ -192,6 +195,19 @@ class MotionOptions:
         type=str,
     )
     motion_strength: float = option(1.0, "of natural motion; 1 moves as the training data do", low=0, high=3)
+    blink: str | None = option(
+        None,
+        "lids: natural; none, which keeps them open; 0 closed to 1 open; or a curve, see docs/motion.md; unset: "
+        "natural if the model knows attributes",
+        type=str,
+    )
+    gaze: str | None = option(
+        None,
+        "where the eyes look: x,y, each -1 to 1, to the viewer's right and down; or a curve; unset: left to the model",
+        type=str,
+    )
+    brows: str | None = option(None, "-1 lowered, 0 at rest, 1 raised; or a curve; unset: left to the model", type=str)
+    smile: str | None = option(None, "0 at rest to 1; or a curve; unset: left to the model", type=str)
     face_models: str | None = option(
         None,
         "what finds the face: insightface's models, or mtcnn, which comes with the package; unset: insightface if the "
@@ -217,6 +233,14 @@ class MotionOptions:
 
     def __post_init__(self):
         check_fields(self)
+
+    def recorded(self) -> dict[str, Any]:
+        """What may be written into a video: of a curve no more than that it was one, since it may be a user's file."""
+        values = asdict(self)
+        for name in ATTRIBUTE_OPTIONS:
+            if values[name] is not None and not PLAIN_ATTRIBUTE.fullmatch(values[name].strip()):
+                values[name] = "curve"
+        return values
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {"released": {}}

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def video_metadata(
         options: how the video was sampled.
         motion: how portrait and keypoints were used.
     """
-    settings = options.recorded() | ({} if motion is None else asdict(motion))
+    settings = options.recorded() | ({} if motion is None else motion.recorded())
     facts = {
         "generated": True,
         "digital_source_type": SOURCE_TYPE,

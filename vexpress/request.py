@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vexpress.audio_features import encode_audio
+from vexpress.data.attribute_curves import asked_attributes, make_attributes, read_curves
 from vexpress.data.formats import load_face_info
 from vexpress.errors import InputError
 from vexpress.media.audio import Audio, load_audio
@@ -73,12 +74,14 @@ class ClipInputs:
         audio: the speech as it is in its file; the video's sound.
         kps: (f 3 2) float32, px of the video's frames: left eye, right eye, nose.
         fps: frames per second of the video.
+        attributes: (f 6) float32, see `vexpress.models.attributes`; None leaves them to the pipeline.
     """
 
     portrait: Image.Image
     audio: Audio
     kps: Tensor
     fps: Fraction | float
+    attributes: Tensor | None = None
     _waveforms: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -97,6 +100,7 @@ class ClipInputs:
             "reference_image": self.portrait,
             "audio_waveform": self.waveform(sampling_rate_hz),
             "kps_sequence": self.kps,
+            **({} if self.attributes is None else {"attributes": self.attributes}),
         }
 
 
@@ -128,6 +132,7 @@ def prepare_request(
     options: SamplingOptions,
     build_analyzer: Callable[[], FaceDetector],
     build_motion: Callable[[], SpeechMotion] | None = None,
+    has_attributes: bool = False,
 ) -> ClipInputs:
     """Reads a user's files and makes them fit the video.
 
@@ -136,11 +141,19 @@ def prepare_request(
         options: size and frame rate of the video, and its seed.
         build_analyzer: gives the face detector; called only where a face has to be found.
         build_motion: gives what moves a head to speech; None where the model has no such network.
+        has_attributes: whether the model has a network for lids, gaze, brows and smile.
 
     Raises:
         InputError: a file cannot be used, there is no face, or the inputs do not go together.
     """
     is_natural = _moves_by_itself(request, build_motion is not None)
+    asked = asked_attributes(request.motion)
+    if asked and not has_attributes:
+        problem = (
+            "the model folder has no v-express/attribute_projection; leave it out, or train one, see docs/motion.md"
+        )
+        raise InputError(problem, asked[0], getattr(request.motion, asked[0]))
+    read_curves(request.motion)  # before anything that takes long
     if request.kps is None and request.strategy != "fix_face":
         raise InputError(f"`retarget_strategy` {request.strategy} needs `kps_path`; without one use fix_face")
     audio = (
@@ -158,7 +171,10 @@ def prepare_request(
         kps = move_face(reference_kps, motion, options.image_height, options.image_width)
     else:
         kps = prepare_kps(request, options, sequence, reference_kps, num_frames)
-    return ClipInputs(portrait, audio, kps, options.fps)
+    attributes = None
+    if has_attributes:
+        attributes = torch.from_numpy(make_attributes(request.motion, len(kps), options.fps, options.seed))
+    return ClipInputs(portrait, audio, kps, options.fps, attributes)
 
 
 def _moves_by_itself(request: Request, has_network: bool) -> bool:

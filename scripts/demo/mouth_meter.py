@@ -48,11 +48,11 @@ def measure_mouth(frames: np.ndarray, kps: np.ndarray) -> np.ndarray:
     mouth = np.full((len(frames), 2), np.nan, np.float32)
     known = np.isfinite(kps).all((1, 2)) & (np.linalg.norm(kps[:, 1] - kps[:, 0], axis=1) > 1)
     if known.any():
-        mouth[known] = [_measure(mask) for mask in _mouth_masks(_upright(frames[known], kps[known]))]
+        mouth[known] = [_measure(mask) for mask in mouth_masks(upright_mouths(frames[known], kps[known]))]
     return mouth
 
 
-def _upright(frames: np.ndarray, kps: np.ndarray) -> np.ndarray:
+def upright_mouths(frames: np.ndarray, kps: np.ndarray) -> np.ndarray:
     """Cuts out the box around the mouth, upright and at one size: (f H W 3) float64."""
     eyes = kps[:, 1] - kps[:, 0]
     distance = np.linalg.norm(eyes, axis=1)
@@ -80,7 +80,7 @@ def _upright(frames: np.ndarray, kps: np.ndarray) -> np.ndarray:
     return np.stack(boxes).astype(np.float64)
 
 
-def _mouth_masks(boxes: np.ndarray) -> np.ndarray:
+def mouth_masks(boxes: np.ndarray) -> np.ndarray:
     """(f H W 3) -> (f H W) 0..1: how much a pixel is of lips, teeth, tongue or the opening."""
     logs = np.log(boxes + 4)
     redness = logs[..., 0] - logs[..., 1:].mean(-1)
@@ -97,15 +97,22 @@ def _mouth_masks(boxes: np.ndarray) -> np.ndarray:
     return np.minimum(masks, mirrored)
 
 
-def _measure(mask: np.ndarray) -> tuple[float, float]:
-    """Aperture and width of one mask (H W)."""
+def only_mouth(mask: np.ndarray) -> np.ndarray | None:
+    """One mask (H W) without what does not hang together with the mouth, and filled; None without a mouth."""
     labels, num_parts = ndi.label(mask > MASK_LEVEL, np.ones((3, 3)))
     weights = np.bincount(labels[CORE], mask[CORE], minlength=num_parts + 1)
     weights[0] = 0
     if not weights.any():
-        return np.nan, np.nan
+        return None
     mask = mask * ndi.binary_dilation(labels == weights.argmax(), np.ones((5, 5)))
-    mask = np.minimum(np.maximum.accumulate(mask, 0), np.maximum.accumulate(mask[::-1], 0)[::-1])  # filled
+    return np.minimum(np.maximum.accumulate(mask, 0), np.maximum.accumulate(mask[::-1], 0)[::-1])
+
+
+def _measure(mask: np.ndarray) -> tuple[float, float]:
+    """Aperture and width of one mask (H W)."""
+    mask = only_mouth(mask)
+    if mask is None:
+        return np.nan, np.nan
     profile = mask.max(0) / mask.max(0).sum()
     centre = profile @ X[0]
     half_width = np.sqrt(3 * profile @ (X[0] - centre) ** 2)  # of a uniform profile

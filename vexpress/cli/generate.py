@@ -201,6 +201,7 @@ def make_video(args: Namespace, rank: int) -> None:
         options,
         lambda: load_face_detector(face_models, paths.insightface_model_path, device),
         (lambda: SpeechMotion(paths, device)) if paths.head_motion_path.exists() else None,
+        paths.has_attributes,
     )
 
     # 2. networks

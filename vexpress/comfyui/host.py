@@ -90,7 +90,7 @@ class LoadedModel:
     def prepare(self, request: Request, options: SamplingOptions) -> ClipInputs:
         """See `prepare_request`; motion from speech is made on the CPU, by networks that are not kept."""
         build_motion = (lambda: SpeechMotion(self.paths)) if self.paths.head_motion_path.exists() else None
-        return prepare_request(request, options, lambda: self.face_detector, build_motion)
+        return prepare_request(request, options, lambda: self.face_detector, build_motion, self.paths.has_attributes)
 
 
 def build_face_detector(folder: Path, face_models: str | None = None) -> FaceDetector:

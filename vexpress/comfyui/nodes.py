@@ -12,6 +12,7 @@ from vexpress.comfyui.generation import Clip, contact_sheet, generate, sheet_num
 from vexpress.comfyui.values import check_options, from_audio, node_words, options_of, to_audio, to_batch, to_picture
 from vexpress.comfyui.values import to_pixels as pixels_of
 from vexpress.comfyui.widgets import CATEGORY, Kps, Model, option_inputs
+from vexpress.data.attribute_curves import read_curves
 from vexpress.errors import InputError
 from vexpress.media.audio import load_audio
 from vexpress.media.images import load_image
@@ -283,6 +284,7 @@ def make_clip(
 ) -> tuple[Clip, SamplingOptions]:
     """Denoises what a sampler's inputs describe, in ComfyUI's memory and with its progress."""
     options, motion = options_of(SamplingOptions, values), options_of(MotionOptions, values)
+    read_curves(motion, reads_files=False)  # a workflow may come from anywhere
     request = Request(to_picture(portrait, "portrait"), to_audio(audio), kps, motion)
     report, inputs = host.node_report(), model.prepare(request, options)
     return generate(model.pipeline, inputs, options, report, model.load), options

@@ -11,10 +11,15 @@ Denoise = Callable[[Tensor, Tensor, list[list[int]]], Tensor]
 Predict = Callable[[Tensor, Tensor, Any], Tensor]
 """(latents (k c f h w), timestep, their conditions) -> prediction (k c f h w)."""
 
-DROPPED = {"all": ("kps_features", "reference_kv", "audio_kv"), "audio": ("audio_kv",)}
+DROPPED = {
+    "all": ("kps_features", "reference_kv", "audio_kv"),
+    "audio": ("audio",),
+    "attributes": ("attributes",),
+}
 """Kind of guidance -> the conditions that the prediction guided away from has not.
 
-"all" is as released; "audio" strengthens the mouth and leaves colours as they are.
+"all" is as released; "audio" strengthens the mouth and leaves colours as they are; "attributes" strengthens lids, gaze,
+brows and smile, and takes a model that knows them.
 """
 
 

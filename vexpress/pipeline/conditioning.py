@@ -44,24 +44,49 @@ class KpsFeatures:
 class WindowConditions:
     """What the denoising UNet is told of windows.
 
+    Audio tokens of a model that knows attributes end with those of the attributes.
+
     Args:
         unet: projects audio tokens to keys and values.
         constant: what all windows have in common: the reference, and the weights.
         kps_features: keypoints -> features.
+        guidance: kind of guidance, which decides what is made beside.
+        unknown: attribute tokens (n d) of a frame of which nothing is known; None for a model without attributes.
     """
 
-    def __init__(self, unet: DenoisingUNet, constant: Conditions, kps_features: KpsFeatures):
+    def __init__(
+        self,
+        unet: DenoisingUNet,
+        constant: Conditions,
+        kps_features: KpsFeatures,
+        guidance: str = "all",
+        unknown: Tensor | None = None,
+    ):
         self._unet, self._constant, self._kps_features = unet, constant, kps_features
+        self._guidance, self._unknown = guidance, unknown
 
     def __call__(self, kps: Tensor, audio_tokens: Tensor) -> Conditions:
         """Conditions of k windows: keypoints (k f 3 2) and audio tokens (k f m d), which are moved to the network."""
         features = self._kps_features(kps.flatten(0, 1))
         tokens = audio_tokens.to(features.device)
+        partial = {}
+        if self._unknown is not None and self._guidance != "all":
+            partial[self._guidance] = self._unet.prepare_conditions(audio_tokens=self._without(tokens)).audio_kv
         return replace(
             self._constant,
             kps_features=rearrange(features, "(k f) d h w -> k d f h w", k=len(kps)),
             audio_kv=self._unet.prepare_conditions(audio_tokens=tokens).audio_kv,
+            partial_kv=partial,
         )
+
+    def _without(self, tokens: Tensor) -> Tensor:
+        """Tokens (k f m d) without the audio, as in training: zeros; or without attributes: those of the unknown."""
+        num_audio = tokens.shape[2] - len(self._unknown)
+        audio, attributes = tokens[:, :, :num_audio], tokens[:, :, num_audio:]
+        parts = [torch.zeros_like(audio), attributes]
+        if self._guidance == "attributes":
+            parts = [audio, self._unknown.to(attributes).expand_as(attributes)]
+        return torch.cat(parts, dim=2)
 
     def of_clip(self, kps: Tensor, audio_tokens: Tensor) -> Callable[[Sequence[list[int]]], Conditions]:
         """Conditions by frame numbers, for a clip's keypoints (f 3 2) and audio tokens (1 f m d)."""

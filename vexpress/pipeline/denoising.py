@@ -17,6 +17,7 @@ from vexpress.audio_features import (
     num_audio_steps,
     step_samples,
 )
+from vexpress.data.attribute_curves import NaturalBlinks
 from vexpress.diffusion.guidance import Denoise, guided
 from vexpress.diffusion.rolling import NoiseSource, roll
 from vexpress.diffusion.sampling import OnStep, group_rank, sample
@@ -24,12 +25,14 @@ from vexpress.diffusion.schedule import share_noise
 from vexpress.diffusion.windows import context_windows
 from vexpress.errors import InputError, first_line
 from vexpress.models import Conditions
+from vexpress.models.attributes import ATTRIBUTES
 from vexpress.options import SamplingOptions
 from vexpress.pipeline import streaming
 from vexpress.pipeline.conditioning import KpsFeatures, WindowConditions
 from vexpress.pipeline.parts import PipelineParts
 
 FRAMES_AT_ONCE = 64  # whose noise is mixed
+NO_ATTRIBUTES = "the model has no v-express/attribute_projection; train it in stages 2 and 3, see docs/motion.md"
 KNOWN_PIECE_SECONDS = 10.0  # speech encoded at once in rolling sampling, if it is known in advance
 
 
@@ -120,7 +123,11 @@ class PipelineDenoising(PipelineParts):
         def encode(kps: Tensor) -> Tensor:
             return rearrange(self.encode_kps(kps, image.height, image.width), "1 d f h w -> f d h w")
 
-        return WindowConditions(self.denoising_unet, constant, KpsFeatures(encode, keeps_latest))
+        unknown = None
+        if self.attribute_projection is not None:
+            unknown = self.project_attributes(torch.full((1, len(ATTRIBUTES)), torch.nan))[0, 0]
+        features = KpsFeatures(encode, keeps_latest)
+        return WindowConditions(self.denoising_unet, constant, features, options.guidance, unknown)
 
     def _denoiser(self, conditions_of: Callable[[list[list[int]]], Conditions], options: SamplingOptions) -> Denoise:
         """The denoising UNet with guidance."""
@@ -136,6 +143,7 @@ class PipelineDenoising(PipelineParts):
         image: Image.Image,
         waveform: Tensor,
         kps: Tensor,
+        attributes: streaming.Source | None,
         noise: NoiseSource,
         options: SamplingOptions,
         generator: torch.Generator,
@@ -143,6 +151,9 @@ class PipelineDenoising(PipelineParts):
     ) -> Tensor:
         """All windows step by step."""
         audio_tokens = self.encode_audio(waveform, len(kps), options.num_pad_audio_frames)
+        if attributes is not None:
+            values = torch.stack([attributes(number) for number in range(len(kps))])
+            audio_tokens = torch.cat([audio_tokens, self.project_attributes(values)], dim=2)
         conditions = self._window_conditions(image, options).of_clip(kps, audio_tokens)
         windows = context_windows(len(kps), options.context_frames, options.context_overlap)
         rank, num_processes = group_rank()
@@ -208,6 +219,33 @@ class PipelineDenoising(PipelineParts):
             statistics=None if waveform is None else (float(waveform.mean()), float(waveform.var(unbiased=False))),
             device=self._execution_device,
         )
+
+    def _attribute_source(self, attributes: Any, options: SamplingOptions, fps: float) -> streaming.Source | None:
+        """Attributes (6,) by the number of a frame: those given, or natural blinks; None where the model knows none.
+
+        Raises:
+            InputError: they are asked for, and the model knows none.
+        """
+        if self.attribute_projection is None:
+            if options.guidance == "attributes":
+                raise InputError(NO_ATTRIBUTES, "guidance", options.guidance)
+            if attributes is not None:
+                raise InputError(NO_ATTRIBUTES, "attributes")
+            return None
+        if attributes is not None:
+            return streaming.attribute_source(attributes)
+        blinks = NaturalBlinks(options.seed, fps)
+        return lambda number: torch.from_numpy(blinks.attributes(number))
+
+    def _with_attributes(
+        self, frames: Iterator[streaming.FrameInputs], attributes: streaming.Source | None
+    ) -> Iterator[streaming.FrameInputs]:
+        """Puts the attributes' tokens behind those of the audio."""
+        if attributes is None:
+            yield from frames
+            return
+        for number, (kps, tokens) in enumerate(frames):
+            yield kps, torch.cat([tokens, self.project_attributes(attributes(number)[None])[0, 0]])
 
     def _known_frames(self, waveform: Tensor, kps: Tensor, options: SamplingOptions) -> Iterator[streaming.FrameInputs]:
         """Frames of a clip that is known in advance, of which no more is encoded than is asked for."""

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vexpress.errors import InputError, first_line
+from vexpress.models.attributes import ATTRIBUTES
 from vexpress.options import CALL, SamplingOptions, option_fields
 
 MAX_SIZE_PX = next(field.metadata["high"] for field in fields(SamplingOptions) if field.name == "image_height")
@@ -141,6 +142,27 @@ def prepare_kps(kps: Any, field: str = "kps_sequence") -> Tensor:
     if kps.abs().max() > MAX_KPS_PX:
         raise InputError(f"must be at most {MAX_KPS_PX} px from 0", field)
     return kps
+
+
+def prepare_attributes(attributes: Any, field: str = "attributes") -> Tensor:
+    """Checks attributes, (f 6) in the order of `vexpress.models.attributes.ATTRIBUTES`; NaN is not known.
+
+    Returns:
+        (f 6) float32 on the CPU.
+
+    Raises:
+        InputError: another shape or type, or values out of range.
+    """
+    values = as_tensor(attributes, field)
+    if values.is_complex() or values.dtype is torch.bool:
+        raise InputError(f"must hold real numbers, not {values.dtype}", field)
+    if values.ndim != 2 or not len(values) or values.shape[1] != len(ATTRIBUTES):
+        raise InputError(f"must be of shape (f, {len(ATTRIBUTES)}), f > 0", field, tuple(values.shape))
+    values = values.to("cpu", torch.float32)
+    for name, (low, high), column in zip(ATTRIBUTES, ATTRIBUTES.values(), values.T):
+        if ((column < low) | (column > high)).any():
+            raise InputError(f"must have {name} from {low:g} to {high:g}, or NaN", field)
+    return values
 
 
 def prepare_latents(latents: Any, shape: tuple[int, ...]) -> Tensor:

@@ -185,6 +185,11 @@ class PipelineParts(DiffusionPipeline):
         return torch.cat([self.audio_projection(part) for part in windows.split(AUDIO_BATCH)])[None]
 
     @torch.no_grad()
+    def project_attributes(self, attributes: Tensor) -> Tensor:
+        """Attributes (f 6), NaN where not known -> attribute tokens (1 f 6 d)."""
+        return self.attribute_projection(attributes.to(self._execution_device))[None]
+
+    @torch.no_grad()
     def encode_reference(self, image: Image.Image) -> dict[str, Tensor]:
         """Portrait, RGB -> features of the ReferenceNet: block path -> (1 n d)."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1

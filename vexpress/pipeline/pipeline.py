@@ -42,6 +42,7 @@ class VExpressPipeline(PipelineDenoising):
         audio_waveform: Tensor | np.ndarray | Sequence[float],
         kps_sequence: Tensor | np.ndarray | Sequence,
         *,
+        attributes: Tensor | np.ndarray | Sequence | None = None,
         options: SamplingOptions | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -60,6 +61,8 @@ class VExpressPipeline(PipelineDenoising):
             reference_image: portrait, also as an array (H W 3) uint8; resized to (height, width).
             audio_waveform: (n,) float, mono, at the audio processor's sampling rate (16 kHz).
             kps_sequence: (f 3 2), px of (height, width): left eye, right eye, nose.
+            attributes: (f 6), or (6,) for all frames, see `vexpress.models.attributes`; where they end, the last stay.
+                None: eyes that blink naturally, if the model knows attributes.
             options: how to sample; None: as released. See `vexpress.options`.
             height: px, a multiple of the VAE's downsampling (8); None takes the image's.
             width: px, likewise.
@@ -87,6 +90,8 @@ class VExpressPipeline(PipelineDenoising):
         image = inputs.prepare_image(reference_image, height, width, self.downsampling)
         waveform = inputs.prepare_waveform(audio_waveform)
         kps = inputs.prepare_kps(kps_sequence)
+        fps = len(kps) * self.audio_processor.sampling_rate / len(waveform)
+        attributes = self._attribute_source(attributes, options, fps)
         if latents is not None:
             latents = inputs.prepare_latents(latents, self._latent_shape(len(kps), image))
         self._start(options, len(kps), device)
@@ -99,9 +104,9 @@ class VExpressPipeline(PipelineDenoising):
         generator = generator or torch.Generator("cpu").manual_seed(options.seed)
         noise = self._noise_source(image, options.shared_noise, generator, latents)
         if options.sampling == "joint":
-            latents = [self._sample_joint(image, waveform, kps, noise, options, generator, on_step)]
+            latents = [self._sample_joint(image, waveform, kps, attributes, noise, options, generator, on_step)]
         else:
-            frames = self._known_frames(waveform, kps, options)
+            frames = self._with_attributes(self._known_frames(waveform, kps, options), attributes)
             latents = self._roll(image, frames, len(kps), noise, options, generator, on_step)
 
         # 3. decode
@@ -122,6 +127,7 @@ class VExpressPipeline(PipelineDenoising):
         kps: Tensor | np.ndarray | Callable[[int], Any] | Iterator,
         *,
         fps: float = 30.0,
+        attributes: Tensor | np.ndarray | Sequence | Callable[[int], Any] | Iterator | None = None,
         look_ahead_seconds: float = 0.3,
         context_seconds: float = 4.0,
         piece_seconds: float = 0.2,
@@ -141,6 +147,7 @@ class VExpressPipeline(PipelineDenoising):
             kps: px of (height, width): (3 2) for a still head; (f 3 2); a callable that takes a frame's number; or an
                 iterator. Where they end before the speech, the head stays as it is.
             fps: frames per second.
+            attributes: (6,), (f 6), a callable or an iterator, as `kps`; None as in `__call__`.
             look_ahead_seconds: speech that must follow a frame before it is made; less is sooner and less exact.
             context_seconds: speech before a frame that is heard with it.
             piece_seconds: speech encoded at once; more costs less and is later.
@@ -163,6 +170,7 @@ class VExpressPipeline(PipelineDenoising):
         inputs.check_generator(generator)
         image = inputs.prepare_image(reference_image, height, width, self.downsampling)
         chunks, source = streaming.waveform_chunks(audio_chunks), streaming.kps_source(kps)
+        attributes = self._attribute_source(attributes, options, fps)
         self._start(options, options.context_frames, device)
         audio = self._audio_stream(piece_seconds, context_seconds, look_ahead_seconds)
         rate = self.audio_processor.sampling_rate
@@ -177,6 +185,7 @@ class VExpressPipeline(PipelineDenoising):
         )
         generator = generator or torch.Generator("cpu").manual_seed(options.seed)
         noise = self._noise_source(image, options.shared_noise, generator)
+        frames = self._with_attributes(frames, attributes)
         latents = self._roll(image, frames, None, noise, options, generator)
         pixels = _collect(self.decode(latents, options.median_filter, options.denoise_threshold), "generator")
         return ((frame, number / fps) for number, frame in enumerate(pixels))

@@ -12,10 +12,14 @@ from torch import Tensor
 from vexpress.audio_features import STEPS_PER_FRAME, AudioStream, FrameAudio
 from vexpress.errors import InputError
 from vexpress.models import Conditions
+from vexpress.models.attributes import ATTRIBUTES
 from vexpress.pipeline import inputs
 from vexpress.pipeline.conditioning import WindowConditions
 
 logger = logging.getLogger(__name__)
+
+Source = Callable[[int], Tensor]
+"""A frame's value by its number; asked for in order."""
 
 FrameInputs = tuple[Tensor, Tensor]
 """Of one frame: keypoints (3 2) px and audio tokens (m d)."""
@@ -34,8 +38,8 @@ def waveform_chunks(audio: Any) -> Iterator[Tensor]:
     return (inputs.prepare_waveform(chunk, "audio_chunks") for chunk in audio)
 
 
-def kps_source(kps: Any) -> Callable[[int], Tensor]:
-    """Keypoints (3 2) px by the number of a frame; asked for in order.
+def kps_source(kps: Any) -> Source:
+    """Keypoints (3 2) px by the number of a frame.
 
     Args:
         kps: (3 2) for a still head; (f 3 2); a callable that takes the frame's number; or an iterator. Where a sequence
@@ -44,30 +48,46 @@ def kps_source(kps: Any) -> Callable[[int], Tensor]:
     Raises:
         InputError: at once, if it is none of these; when asked for a frame, if what comes are no keypoints.
     """
+    return _frame_source(kps, "kps", "keypoints", (3, 2), inputs.prepare_kps)
 
-    def check(points: Any) -> Tensor:
-        if isinstance(points, list | tuple):
-            return inputs.prepare_kps([points], "kps")[0]
-        if not isinstance(points, Tensor | np.ndarray):
-            raise InputError("must give arrays of shape (3, 2)", "kps", type(points).__name__)
-        return inputs.prepare_kps(points[None], "kps")[0]
 
-    if callable(kps):
-        return lambda number: check(kps(number))
-    if isinstance(kps, Tensor | np.ndarray | list | tuple):
-        kps = inputs.as_tensor(kps, "kps")
-        sequence = inputs.prepare_kps(kps[None] if kps.ndim == 2 else kps, "kps")
+def attribute_source(attributes: Any) -> Source:
+    """Attributes (6,) by the number of a frame; as `kps_source`, in the order of `vexpress.models.attributes`.
+
+    Raises:
+        InputError: as `kps_source`.
+    """
+    return _frame_source(attributes, "attributes", "attributes", (len(ATTRIBUTES),), inputs.prepare_attributes)
+
+
+def _frame_source(
+    values: Any, field: str, what: str, shape: tuple[int, ...], prepare: Callable[[Any, str], Tensor]
+) -> Source:
+    """Values of one shape per frame from any of the forms of `kps_source`, checked by `prepare`, many at a time."""
+
+    def check(value: Any) -> Tensor:
+        if isinstance(value, list | tuple):
+            return prepare([value], field)[0]
+        if not isinstance(value, Tensor | np.ndarray):
+            raise InputError(f"must give arrays of shape {shape}", field, type(value).__name__)
+        return prepare(value[None], field)[0]
+
+    if callable(values):
+        return lambda number: check(values(number))
+    if isinstance(values, Tensor | np.ndarray | list | tuple):
+        values = inputs.as_tensor(values, field)
+        sequence = prepare(values[None] if values.ndim == len(shape) else values, field)
         return lambda number: sequence[min(number, len(sequence) - 1)]
-    if not isinstance(kps, Iterator):
-        raise InputError("must be keypoints, a callable or an iterator", "kps", type(kps).__name__)
+    if not isinstance(values, Iterator):
+        raise InputError(f"must be {what}, a callable or an iterator", field, type(values).__name__)
     last: list[Tensor] = []
 
     def from_iterator(number: int) -> Tensor:
-        for points in itertools.islice(kps, 1):
-            last[:] = [check(points)]
+        for value in itertools.islice(values, 1):
+            last[:] = [check(value)]
             return last[0]
         if not last:
-            raise InputError("gives no keypoints", "kps")
+            raise InputError(f"gives no {what}", field)
         return last[0]
 
     return from_iterator

@@ -129,7 +129,7 @@ class Engine:
     def prepare(self, request: Request, options: SamplingOptions) -> ClipInputs:
         """See `vexpress.request.prepare_request`."""
         build_motion = self._speech_motion if self.has_natural_motion else None
-        return prepare_request(request, options, lambda: self.detector, build_motion)
+        return prepare_request(request, options, lambda: self.detector, build_motion, self.paths.has_attributes)
 
     def _speech_motion(self) -> SpeechMotion:
         with self._motion_lock:
