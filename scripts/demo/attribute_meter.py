@@ -8,7 +8,6 @@ from scripts.demo.drawn_faces import (
     BROW_LIFT,
     EYE_X,
     EYE_Y,
-    LID_HEIGHT,
     MOUTH_Y,
     NOSE_Y,
     SMILE_LIFT,
@@ -26,22 +25,22 @@ CHEEK_ROWS, CHEEK_COLUMNS = EYE_YS > 0.22, np.abs(EYE_XS) < 0.2
 
 EYE_ROWS, EYE_COLUMNS = (EYE_YS > -0.17) & (EYE_YS < 0.17), np.abs(EYE_XS) < 0.13  # of lids, all within the opening
 SKIN_DISTANCE = 0.22  # of logarithms of colours, at which a pixel is no skin
-CLOSED_HEIGHT, LID_RANGE = 0.06, 1.8 * LID_HEIGHT  # of the opening with its line, over columns of the middle
-GAZE_ROWS, GAZE_COLUMNS = (EYE_YS > -0.06) & (EYE_YS < 0.12), np.abs(EYE_XS) < 0.18
-GAZE_REACH = (0.06, 0.025)  # of the middle of the iris, in face units
-SMALLEST_LID = 0.55  # below, the lid hides where the eye looks
-BROW_COLUMNS = (np.abs(EYE_XS) > 0.1) & (np.abs(EYE_XS) < 0.22)
-BROW_ROWS = (EYE_YS > -0.5) & (EYE_YS < -0.13)
-BROW_REST, CORNER = -0.285, 0.8  # lower edge of the brow; where the corners of the mouth are, of its half width
-APERTURE_SHARE = 0.13  # of the opening, by which the corners lie higher than the middle of the mouth at rest
+CLOSED_HEIGHT, LID_RANGE = 0.145, 0.175  # of the opening with its line, in face units
+PUPIL_REACH, PUPIL_Y = 0.08, 0.011
+GAZE_REACH = (0.053, 0.014)  # of what is measured, in face units
+SMALLEST_LIDS = (0.55, 0.85)  # below, the lid hides where the eye looks in x and in y
+BROW_Y, BROW_ARCH, BROW_HALF_WIDTH, BROW_DISTANCE = -0.3, 0.06, 0.26, 0.085
+BROW_GRID = np.linspace(-1.5, 1.5, 61)
+CORNER, CORNER_Y = 0.8, MOUTH_Y - 0.02  # where the sides of a mouth at rest are, in its half width and in face units
+APERTURE_SHARE = 0.175  # of the opening, by which the corners lie higher than the middle of the mouth at rest
 
 
 def measure_attributes(frames: np.ndarray, kps: np.ndarray) -> np.ndarray:
     """Measures the attributes of a drawn face, whose head is set upright by eyes and nose.
 
     Lids: the height of what is no skin, in the middle of the eye. Gaze: where the dark of iris and pupil is, relative
-    to the keypoint of the eye; not known where the lid hides it. Brows: the lower edge of what is no skin above the
-    sides of the eye. Smile: how much higher than at rest the sides of the mouth are.
+    to the keypoint of the eye; not known where the lid hides it. Brows: where a line of their
+    shape differs most from what is around it. Smile: how much higher than at rest the sides of the mouth are.
 
     Args:
         frames: (f H W 3) uint8 RGB, neighbours in time.
@@ -57,10 +56,11 @@ def measure_attributes(frames: np.ndarray, kps: np.ndarray) -> np.ndarray:
     lids = np.stack([_measure_lids(box) for box in eyes], 1)
     result[:, :2] = lids
     gaze = np.stack([_measure_gaze(box) for box in eyes])  # eye frame xy
-    gaze[(lids < SMALLEST_LID).T] = np.nan
-    seen = np.isfinite(gaze[..., 0]).any(0)
-    result[seen, 2:4] = np.nanmean(gaze[:, seen], axis=0)
-    result[:, 4] = np.mean([_measure_brow(box) for box in eyes], axis=0)
+    for column, smallest in enumerate(SMALLEST_LIDS):
+        is_open = (lids >= smallest).T
+        seen = is_open.any(0)
+        result[seen, 2 + column] = np.average(gaze[:, seen, column], axis=0, weights=is_open[:, seen])
+    result[:, 4] = _measure_brows(eyes)
     result[:, 5] = [_measure_smile(mask) for mask in mouth_masks(upright_mouths(frames, kps))]
     return result
 
@@ -103,25 +103,48 @@ def _measure_lids(boxes: np.ndarray) -> np.ndarray:
 
 
 def _measure_gaze(boxes: np.ndarray) -> np.ndarray:
-    """Where the dark of the eye is (f 2)."""
-    grey = boxes[:, GAZE_ROWS][:, :, GAZE_COLUMNS] @ [0.3, 0.59, 0.11]
+    """Where the dark of the eye is (f 2); the darkest counts most, which is the pupil."""
+    columns, rows = np.abs(EYE_XS) < 0.18, (EYE_YS > -0.06) & (EYE_YS < 0.16)
+    grey = boxes[:, rows][:, :, columns] @ [0.3, 0.59, 0.11]
     white = np.percentile(grey, 85, axis=(1, 2))[:, None, None]
-    darkness = np.clip(white - grey, 0, None) ** 2
-    total = darkness.sum((1, 2))
-    x = (darkness.sum(1) @ EYE_XS[GAZE_COLUMNS]) / total
-    y = (darkness.sum(2) @ EYE_YS[GAZE_ROWS]) / total
-    return np.stack([x, y - 0.02], 1) / GAZE_REACH
+    darkness = np.clip(white - grey, 1e-6, None)
+    x = _middle((darkness**2).sum(1), EYE_XS[columns])
+    near = np.exp(-0.5 * ((EYE_XS[columns] - x[:, None]) / PUPIL_REACH) ** 2)
+    y = _middle((darkness**4 * near[:, None]).sum(2), EYE_YS[rows])
+    return np.stack([x, y - PUPIL_Y], 1) / GAZE_REACH
 
 
-def _measure_brow(boxes: np.ndarray) -> np.ndarray:
-    """How high the lower edge of the brow is (f)."""
-    share = _from_skin(boxes)[:, BROW_ROWS][:, :, BROW_COLUMNS]
-    ys = EYE_YS[BROW_ROWS]
-    level = 0.5 * np.percentile(share.max(1), 50)  # of a brow; hair may be further from skin
-    share = np.minimum(share / level / 2, 1)
-    free = 1 - np.maximum.accumulate(share[:, ::-1], axis=1)[:, ::-1]  # skin, seen from the eye upwards
-    edge = ys[-1] - free.sum(1) / PX_PER_UNIT
-    return (BROW_REST - edge.mean(1)) / BROW_LIFT
+def _middle(weights: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Weighted mean of places (n) by weights (f n)."""
+    return weights @ places / weights.sum(1)
+
+
+def _measure_brows(boxes: list[np.ndarray]) -> np.ndarray:
+    """How high the brows of both eyes are (f): where a line of their shape differs most from its surroundings."""
+    columns = np.flatnonzero(np.abs(EYE_XS) < 0.22)
+    shape = BROW_Y - BROW_ARCH * (1 - (EYE_XS[columns] / BROW_HALF_WIDTH) ** 2)
+    fields = [ndi.gaussian_filter1d(_from_skin(box), 1.0, axis=1) for box in boxes]
+
+    def differences(lift: float) -> np.ndarray:
+        """(f) how much more a brow at this height differs from skin than its surroundings."""
+        brow, above, below = (
+            sum(_along(field, shape - BROW_LIFT * lift + y, columns) for field in fields)
+            for y in (0, -BROW_DISTANCE, BROW_DISTANCE)
+        )
+        return brow - (above + below) / 2
+
+    scores = np.stack([differences(lift) for lift in BROW_GRID], 1)
+    best = np.clip(scores.argmax(1), 1, len(BROW_GRID) - 2)
+    before, at, after = (scores[np.arange(len(scores)), best + step] for step in (-1, 0, 1))
+    return BROW_GRID[best] + (before - after) / (before - 2 * at + after - 1e-12) / 2 * (BROW_GRID[1] - BROW_GRID[0])
+
+
+def _along(field: np.ndarray, ys: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(f) mean of a field (f h w) along a line with these heights, one per column."""
+    rows = (ys - EYE_YS[0]) * PX_PER_UNIT
+    first = np.clip(np.floor(rows).astype(int), 0, len(EYE_YS) - 2)
+    share = np.clip(rows - first, 0, 1)
+    return (field[:, first, columns] * (1 - share) + field[:, first + 1, columns] * share).mean(1)
 
 
 def _measure_smile(mask: np.ndarray) -> float:
@@ -137,4 +160,4 @@ def _measure_smile(mask: np.ndarray) -> float:
     sides = mask * (np.abs(np.abs(across) - CORNER) < 0.15)
     height = mask[:, np.abs(across[0]) < 0.2].sum(0).mean() * (Y[1, 0] - Y[0, 0])
     y = (sides * Y).sum() / sides.sum()
-    return float((MOUTH_Y + 0.02 * CORNER**2 + APERTURE_SHARE * height - y) / (SMILE_LIFT * CORNER**2))
+    return float((CORNER_Y + APERTURE_SHARE * height - y) / (SMILE_LIFT * CORNER**2))

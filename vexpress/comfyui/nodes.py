@@ -33,6 +33,7 @@ SAMPLER_ORDER = (
     *("reference_attention_weight", "audio_attention_weight", "scheduler", "guidance", "shared_noise"),
     *("context_frames", "context_overlap", "num_pad_audio_frames", "median_filter", "denoise_threshold"),
     *("windows_per_batch", "kps_extend", "sampling", "motion", "motion_strength", "kps_smoothing"),
+    *("blink", "gaze", "brows", "smile"),
 )
 """Workflows hold the values of widgets by position: this order is for ever, and new options come after it."""
 
@@ -127,6 +128,10 @@ class _Sampler(io.ComfyNode):
         kps_extend: str | None = None,
         sampling: str | None = None,
         motion: str | None = None,
+        blink: str | None = None,
+        gaze: str | None = None,
+        brows: str | None = None,
+        smile: str | None = None,
     ) -> bool | str:
         # What ComfyUI checks itself is not named here: a message would stand at every input that is.
         return check_options({name: value for name, value in locals().items() if name != "cls"})

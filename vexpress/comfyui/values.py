@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vexpress.data.attribute_curves import read_curves
 from vexpress.errors import InputError
 from vexpress.media.audio import Audio
 from vexpress.options import MotionOptions, SamplingOptions
@@ -94,7 +95,7 @@ def options_of(table: type[Options], values: Mapping[str, Any]) -> Options:
         InputError: a value is out of bounds.
     """
     names = {field.name for field in fields(table)}
-    return table(**{name: None if value == UNSET else value for name, value in values.items() if name in names})
+    return table(**{name: None if value in (UNSET, "") else value for name, value in values.items() if name in names})
 
 
 def check_options(values: Mapping[str, Any]) -> bool | str:
@@ -111,7 +112,7 @@ def check_options(values: Mapping[str, Any]) -> bool | str:
         known.pop("context_overlap", None)
     try:
         options_of(SamplingOptions, known)
-        options_of(MotionOptions, known)
+        read_curves(options_of(MotionOptions, known), reads_files=False)
     except InputError as error:
         return str(error)
     return True

@@ -31,6 +31,8 @@ def _option_input(field: Field) -> io.Input:
     if facts["choices"]:
         choices = [UNSET, *facts["choices"]] if facts["optional"] else list(facts["choices"])
         made = io.Combo.Input(field.name, options=choices, **(common | {"default": field.default or UNSET}))
+    elif kind is str:
+        made = io.String.Input(field.name, **(common | {"default": field.default or ""}))
     elif kind is bool:
         made = io.Boolean.Input(field.name, **common)
     elif kind is int:
