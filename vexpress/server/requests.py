@@ -9,7 +9,6 @@ import av
 import cv2
 import torch
 
-from vexpress.data.attribute_curves import read_curves
 from vexpress.errors import InputError
 from vexpress.media.container import open_stream
 from vexpress.media.faces import FaceDetector, track_face
@@ -101,7 +100,6 @@ def collect(
         if text is not None and not isinstance(text, str):
             raise InputError("must be a text", name)
     options, motion = parse_options(values, defaults, settings, is_text)
-    read_curves(motion, reads_files=False)
     files = {name: folder / name for name in FILE_FIELDS if (folder / name).is_file()}
     if "kps" in files:
         files["kps"] = name_kps(files["kps"])

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from vexpress.data.attribute_curves import read_curves
 from vexpress.errors import InputError
 from vexpress.fields import allowed_values, kind_of
 from vexpress.options import PRESETS, MotionOptions, SamplingOptions
@@ -121,6 +122,7 @@ def parse_options(
             raise InputError(f"this service makes up to {most}", name, values[name])
     motion_names = {field.name for field in dataclasses.fields(MotionOptions)}
     motion = MotionOptions(**{name: value for name, value in values.items() if name in motion_names})
+    read_curves(motion, reads_files=False)  # the texts come from another machine
     sampling = defaults.changed(**{name: value for name, value in values.items() if name not in motion_names})
     return sampling, motion
 
