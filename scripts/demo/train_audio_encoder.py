@@ -140,9 +140,7 @@ def train_encoder(
         waves = random_batch_of_speech(np.random.default_rng((0, step)), waveforms, args.batch_size)
         values = processor(waves, sampling_rate=WAV2VEC2_RATE_HZ, return_tensors="pt").input_values
         target = log_mel(values, encoder.config)
-        with torch.autocast("cpu", torch.bfloat16):
-            states = encoder(values).last_hidden_state
-        loss = (head(states.float()) - target).abs().mean()
+        loss = (head(encoder(values).last_hidden_state) - target).abs().mean()  # bf16 costs half of what a probe reads
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -161,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", required=True, type=Path)
     parser.add_argument("--heldout_dir", required=True, type=Path)
     parser.add_argument("--output_dir", required=True, type=Path)
-    parser.add_argument("--num_steps", type=int, default=1200)
+    parser.add_argument("--num_steps", type=int, default=700)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=0.02)
     parser.add_argument("--save_steps", type=int, default=250)
