@@ -7,7 +7,7 @@ a file was changed since, needs the package `c2pa-python`, a certificate and its
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,10 @@ def software() -> str:
 
 
 def video_metadata(
-    model_dir: str | os.PathLike, options: SamplingOptions, motion: MotionOptions | None = None
+    model_dir: str | os.PathLike,
+    options: SamplingOptions,
+    motion: MotionOptions | None = None,
+    adapters: Sequence[str] = (),
 ) -> dict[str, str]:
     """The tags of a generated video's file: no date, no path and nothing of the user's files.
 
@@ -38,6 +41,7 @@ def video_metadata(
         model_dir: of the model; its last name is kept.
         options: how the video was sampled.
         motion: how portrait and keypoints were used.
+        adapters: `PATH` or `PATH:WEIGHT` each; the last name is kept.
     """
     settings = options.recorded() | ({} if motion is None else motion.recorded())
     facts = {
@@ -45,6 +49,7 @@ def video_metadata(
         "digital_source_type": SOURCE_TYPE,
         "software": software(),
         "model": Path(model_dir).resolve().name,
+        **({"adapters": [Path(path).name for path in adapters]} if adapters else {}),
         "settings": settings,
     }
     return {"title": TITLE, "comment": json.dumps(facts)}

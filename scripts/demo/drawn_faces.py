@@ -111,10 +111,12 @@ def render_frame(person: Person, motion: Motion, mouth: np.ndarray, size_px: int
         ear = _ellipse((side * 1.0, 0.08), (0.14, 0.24))
         canvas.fill(canvas.place(ear, depth=-0.1), mix_colours(person.skin, (90, 40, 30), 0.12))
     canvas.fill(canvas.place(outline, depth=0.0), person.skin)
+    person.decorate(canvas, is_in_front=False)
     eyes = [_render_eye(canvas, side, motion) for side in (-1, 1)]
     nose = _render_nose(canvas)
     outer, inner, corners = _render_mouth(canvas, aperture, width, float(motion.smile))
     _render_hair_in_front(canvas)
+    person.decorate(canvas, is_in_front=True)
     pixels = cv2.resize(canvas.pixels, (size_px, size_px), interpolation=cv2.INTER_AREA)
     pixels = cv2.multiply(pixels, _light(size_px, round(person.light, 2)), dtype=cv2.CV_8U)
     contour = canvas.place(_contour(outline), depth=0.0)

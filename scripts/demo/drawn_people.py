@@ -4,6 +4,7 @@ Face units: half the width of the head is 1, see drawn_faces.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.ndimage
@@ -74,6 +75,9 @@ class Person:
     neck_width: float
     light: float
     """-1..1, from which side."""
+
+    def decorate(self, canvas: Any, is_in_front: bool) -> None:
+        """Paints what only some styles have, see drawn_styles: on bare skin, or in front of all else."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vexpress.cli.adapters import add_adapter_flags
 from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import set_up_logging, torchrun_processes
 from vexpress.errors import InputError
@@ -59,6 +60,7 @@ def build_parser(meters: Mapping[str, Callable]) -> ArgumentParser:
     names = ("auto", LANDMARKS, *meters)
     how.add_argument("--mouth_meter", choices=names, default="auto", help="what measures the mouths")
     how.add_argument("--bootstrap_seed", type=int, default=0, help="of resampling and shuffling")
+    add_adapter_flags(how)
     how.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
     how.add_argument("--gpu_id", type=int, default=0, help="index of the CUDA device")
     add_options(parser.add_argument_group("generation; unset: what the model suggests"), GENERATION, default=SUPPRESS)
@@ -107,7 +109,8 @@ def generate(
 
     options, settings = args.sampling, args.settings
     dtype = resolve_dtype(options.dtype, device)
-    generation = Generation(str(args.model_dir), settings.max_seconds, settings.reference_frame, options, dtype)
+    facts = str(args.model_dir), settings.max_seconds, settings.reference_frame, options, dtype
+    generation = Generation(*facts, tuple(args.lora))
     args.generated_dir.mkdir(parents=True, exist_ok=True)
     if rank == 0:
         check_generation(args.generated_dir, generation)
@@ -118,6 +121,7 @@ def generate(
         paths = ModelPaths.from_model_dir(args.model_dir)
         pipeline = VExpressPipeline.from_released(paths, dtype, device, options.test_stage, options.scheduler)
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.use_adapters(args.lora, check_base=not args.lora_any_base)
         share = tqdm(pairs[rank::num_processes], "generate", disable=rank != 0)
         problems = generate_missing(pipeline, share, generation, device)
     if num_processes > 1:

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vexpress.cli.adapters import add_adapter_flags
 from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import set_up_logging, torchrun_processes
 from vexpress.errors import InputError
@@ -62,6 +63,7 @@ def build_parser() -> ArgumentParser:
     )
     for name, place in LAYOUT.items():
         model.add_argument(f"--{name}", help=f"in place of MODEL_DIR/{place}")
+    add_adapter_flags(model)
 
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
@@ -208,6 +210,7 @@ def make_video(args: Namespace, rank: int) -> None:
     weights_device = "cpu" if args.save_gpu_memory else device
     pipeline = VExpressPipeline.from_released(paths, dtype, weights_device, options.test_stage, options.scheduler)
     pipeline.set_progress_bar_config(disable=rank != 0)
+    pipeline.use_adapters(args.lora, check_base=not args.lora_any_base)
     if args.save_gpu_memory:
         pipeline.enable_model_cpu_offload(device=device)
     if args.compile:
@@ -229,7 +232,7 @@ def make_video(args: Namespace, rank: int) -> None:
         return
     shown: list[np.ndarray] = []
     numbers = frame_numbers(inputs.num_frames, SHEET_FRAMES)
-    metadata = {} if args.no_metadata else video_metadata(args.model_dir, options, args.motion)
+    metadata = {} if args.no_metadata else video_metadata(args.model_dir, options, args.motion, args.lora)
     write_video(output_path, remember(output.frames, numbers, shown), options.fps, inputs.audio, metadata=metadata)
     if args.c2pa_key:
         sign_video(output_path, args.c2pa_certificate, args.c2pa_key)

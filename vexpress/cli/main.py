@@ -16,6 +16,7 @@ PROGRAMS = {
     "extract-audio-embeddings": ("extract_audio_embeddings", "encode the sound of clips"),
     "cache-latents": ("cache_latents", "encode the frames of clips ahead of training"),
     "train": ("train", "train one stage"),
+    "person": ("person", "make an adapter of one person from a video of them"),
     "train-motion": ("train_motion", "train the network that makes a head move to speech"),
     "evaluate": ("evaluate", "measure generated videos in the paper's metrics"),
     "serve": ("serve", "serve a page and an API that make talking videos"),

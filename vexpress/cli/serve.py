@@ -12,6 +12,7 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
+from vexpress.cli.adapters import add_adapter_flags
 from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import set_up_logging
 from vexpress.errors import InputError, first_line
@@ -41,6 +42,7 @@ def build_parser() -> ArgumentParser:
     model.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
     model.add_argument("--gpu_id", type=int, default=0, help="index of the CUDA device")
     model.add_argument("--dtype", choices=DTYPES, help="number type; unset: fp16 on cuda, else fp32")
+    add_adapter_flags(model)  # of all videos: a request names no file of the server's
     return parser
 
 
@@ -74,7 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     if settings.host not in LOCAL and settings.token is None:
         logger.warning("everyone who reaches %s can use this service: set %s", settings.host, TOKEN_VARIABLE)
-    app = build_app(Engine(Path(args.model_dir), args.device, args.gpu_id, args.dtype), settings)
+    model = Path(args.model_dir), args.device, args.gpu_id, args.dtype, args.lora, args.lora_any_base
+    app = build_app(Engine(*model), settings)
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -30,6 +30,7 @@ class Generation:
         reference_frame: of the real clip, that is the portrait.
         options: size and sampling.
         dtype: number type that is used.
+        adapters: `PATH` or `PATH:WEIGHT` each.
     """
 
     model: str
@@ -37,10 +38,12 @@ class Generation:
     reference_frame: int
     options: SamplingOptions
     dtype: torch.dtype
+    adapters: tuple[str, ...] = ()
 
     def recorded(self) -> dict[str, Any]:
         """All that decides how the videos look."""
-        facts = {"model": self.model, "max_seconds": self.max_seconds, "reference_frame": self.reference_frame}
+        facts = {"adapters": list(self.adapters)} if self.adapters else {}
+        facts |= {"model": self.model, "max_seconds": self.max_seconds, "reference_frame": self.reference_frame}
         return facts | self.options.recorded() | {"dtype": str(self.dtype).removeprefix("torch.")}
 
 
@@ -108,5 +111,5 @@ def generate_clip(pipeline: VExpressPipeline, pair: Pair, generation: Generation
         output_type="generator",
         device=device,
     )
-    metadata = video_metadata(generation.model, options)
+    metadata = video_metadata(generation.model, options, adapters=generation.adapters)
     write_video(pair.generated, output.frames, inputs.fps, inputs.audio, metadata=metadata)

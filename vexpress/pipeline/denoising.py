@@ -28,15 +28,15 @@ from vexpress.models import Conditions
 from vexpress.models.attributes import ATTRIBUTES
 from vexpress.options import SamplingOptions
 from vexpress.pipeline import streaming
+from vexpress.pipeline.adapters import PipelineAdapters
 from vexpress.pipeline.conditioning import KpsFeatures, WindowConditions
-from vexpress.pipeline.parts import PipelineParts
 
 FRAMES_AT_ONCE = 64  # whose noise is mixed
 NO_ATTRIBUTES = "the model has no v-express/attribute_projection; train it in stages 2 and 3, see docs/motion.md"
 KNOWN_PIECE_SECONDS = 10.0  # speech encoded at once in rolling sampling, if it is known in advance
 
 
-class PipelineDenoising(PipelineParts):
+class PipelineDenoising(PipelineAdapters):
     """Joint and rolling sampling with the pipeline's networks."""
 
     _interrupt = False

@@ -57,6 +57,7 @@ class PipelineParts(DiffusionPipeline):
     _exclude_from_cpu_offload = ["v_kps_guider"]  # small, and works between windows
     _optional_components = ["attribute_projection"]
     _callback_tensor_inputs = list(inputs.TENSOR_INPUTS)
+    model_paths: ModelPaths | None = None  # of the files that `from_released` has read
 
     def __init__(
         self,
@@ -144,7 +145,9 @@ class PipelineParts(DiffusionPipeline):
         if not {"audio_encoder", "audio_processor"} <= set(parts):
             encoder, processor = load_audio_encoder(paths.audio_encoder_path, dtype, device)
             loaded |= {"audio_encoder": encoder, "audio_processor": processor}
-        return cls(**{**loaded, **parts})
+        pipeline = cls(**{**loaded, **parts})
+        pipeline.model_paths = paths
+        return pipeline
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
         """Has each network on the accelerator only while it works, and else on the CPU.

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,13 +76,23 @@ class Engine:
         device: "cuda", "cpu" or "mps"; None is what is there.
         gpu_id: index of the CUDA device.
         dtype: "fp16", "bf16" or "fp32"; None is what suits the device.
+        lora: adapters that all videos are made with, `PATH` or `PATH:WEIGHT` each.
+        lora_any_base: take those that were trained on another base model, too.
 
     Raises:
         InputError: a file of the model is missing, or the device is not there.
     """
 
-    def __init__(self, model_dir: Path, device: str | None = None, gpu_id: int = 0, dtype: str | None = None):
-        self.model_dir = Path(model_dir)
+    def __init__(
+        self,
+        model_dir: Path,
+        device: str | None = None,
+        gpu_id: int = 0,
+        dtype: str | None = None,
+        lora: Sequence[str] = (),
+        lora_any_base: bool = False,
+    ):
+        self.model_dir, self.lora, self.lora_any_base = Path(model_dir), lora, lora_any_base
         self.paths = ModelPaths.from_model_dir(model_dir)
         self.defaults = SamplingOptions(**load_model_defaults(model_dir)).changed(dtype=dtype)
         self.device = resolve_device(device, gpu_id)
@@ -118,6 +128,7 @@ class Engine:
         dtype = resolve_dtype(self.defaults.dtype, self.device)
         pipeline = VExpressPipeline.from_released(self.paths, dtype, self.device)
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.use_adapters(self.lora, check_base=not self.lora_any_base)
         self._pipeline = pipeline
         logger.info("model %s is loaded in %.1f s", self.model_dir.name, time.monotonic() - started)
 

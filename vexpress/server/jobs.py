@@ -86,7 +86,7 @@ def make_video(
     prepared = request.prepared(folder, engine.detector)
     inputs = engine.prepare(prepared, options)
     progress.num_frames = inputs.num_frames
-    metadata = video_metadata(engine.model_dir, options, request.motion)
+    metadata = video_metadata(engine.model_dir, options, request.motion, engine.lora)
     numbers = frame_numbers(inputs.num_frames, SHEET_FRAMES)
     shown: list[np.ndarray] = []
     frames = engine.frames(inputs, options, progress.watch)

@@ -140,7 +140,7 @@ class LiveSession:
         played = PlayedSound(reader.rate, playable_rate(reader.rate))
         chunks = self._chunks(reader, played, clock)
         frames = engine.live(self.portrait, self.kps, chunks, options, Watch(self._check))
-        metadata = video_metadata(engine.model_dir, options, self.request.motion)
+        metadata = video_metadata(engine.model_dir, options, self.request.motion, engine.lora)
         file = None
         if self.output == "mp4":
             width, height = self.portrait.size
