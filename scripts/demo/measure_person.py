@@ -31,8 +31,7 @@ from vexpress.pipeline import VExpressPipeline
 
 FPS, SEED = 30, 11
 PARTS = {"train": 30, "test": 3}
-"""Data sets of a person -> seconds; each speaks as that split does, so that no sentence, voice or language is common but
-English."""
+"""Data sets of a person -> seconds; each speaks as that split does: other sentences, voices and mostly languages."""
 NUM_FRAMES = 48  # that are generated; the portrait is a later one
 PREPARING = ("--min_resolution=32", "--min_face_px=16", "--max_bad_fraction=0.3", "--max_gap=30")
 
