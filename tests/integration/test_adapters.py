@@ -231,3 +231,15 @@ def test_attached_twice_has_two_names(pipe, path):
     attach_adapter(networks, load_adapter(path), path, "one")
     attach_adapter(networks, load_adapter(path), path, "two")
     assert list(lora.adapter_layers(pipe.denoising_unet)["conv_in"].lora_A) == ["one", "two"]
+
+
+def test_a_service_makes_all_videos_with_its_adapters(pipe, path, tmp_path):
+    from vexpress.server.engine import Engine
+    from vexpress.server.turns import Watch
+
+    engine = Engine(tiny.write_model_dir(tmp_path), "cpu", dtype="fp32", lora=[f"{path}:0.5"])
+    engine.load()
+    pipe.load_lora_weights(path, weight=0.5)
+    pipe.fuse_lora()
+    made = engine.pipeline("ddim", Watch()).denoising_unet.conv_in.weight
+    assert torch.equal(made, lora.adaptable_layers(pipe.denoising_unet)["conv_in"].weight)

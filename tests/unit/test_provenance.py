@@ -100,3 +100,9 @@ def test_a_signed_manifest_verifies_and_a_changed_file_does_not(tmp_path):
     data[data.rindex(b"mdat") + 40] ^= 255
     path.write_bytes(bytes(data))
     assert report()[0] == "Invalid"
+
+
+def test_adapters_are_told_by_name_without_path():
+    tags = video_metadata("models/demo", SamplingOptions(), adapters=["/home/anna/anna.safetensors:0.8", "ben"])
+    assert json.loads(tags["comment"])["adapters"] == ["anna.safetensors:0.8", "ben"]
+    assert "adapters" not in json.loads(video_metadata("models/demo", SamplingOptions())["comment"])
