@@ -105,6 +105,7 @@ class TalkingFaceDataset(Dataset):
         seed: 0 or more; other seeds give other samples in another order.
         latent_downsampling: px per latent, along each side.
         audio_dim: width that the audio's hidden states must have; None: all alike.
+        only_reference: samples have the reference's pixels or latents alone, which saves reading the frames.
 
     Attributes:
         rejected: name of the video and reason, of each clip left out.
@@ -114,10 +115,18 @@ class TalkingFaceDataset(Dataset):
             sample is read, a video that is not what it was or is damaged.
     """
 
-    def __init__(self, config: DataConfig, seed: int, latent_downsampling: int = 8, audio_dim: int | None = None):
+    def __init__(
+        self,
+        config: DataConfig,
+        seed: int,
+        latent_downsampling: int = 8,
+        audio_dim: int | None = None,
+        only_reference: bool = False,
+    ):
         _check_config(config, latent_downsampling)
         self.config = config
         self.seed = seed
+        self.only_reference = only_reference
         self.latent_downsampling = latent_downsampling
         self.rejected: list[tuple[str, str]] = []
         self._clips: list[_Clip] = []
@@ -159,15 +168,16 @@ class TalkingFaceDataset(Dataset):
             rng, clip.num_frames, config.num_frames, config.sample_rate, config.reference_margin
         )
         size = (config.train_width, config.train_height)
+        wanted = [*([] if self.only_reference else frame_ids), reference_id]
         if clip.latents_path is None:
             geometry = random_geometry(rng, clip.frame_size, size, config.crop_ratio, config.flip_rate)
-            frames = read_frames_at(clip.record.video, [*frame_ids, reference_id])
+            frames = read_frames_at(clip.record.video, wanted)
             pixels = rearrange(transform_frames(frames, geometry), "f c h w -> c f h w")
             pixels = pixels.contiguous().float().div_(127.5).sub_(1)  # at once, it takes five times as long
             sample = {"pixel_values": pixels[:, :-1], "reference_image": pixels[:, -1]}
         else:
             geometry = central_geometry(clip.frame_size, size, random_flip(rng, config.flip_rate))
-            latents = load_latents(clip.latents_path, [*frame_ids, reference_id], geometry.flip)
+            latents = load_latents(clip.latents_path, wanted, geometry.flip)
             sample = {"latents": rearrange(latents[:-1], "f c h w -> c f h w"), "reference_latents": latents[-1]}
 
         kps = transform_kps(clip.kps[frame_ids], geometry)
@@ -179,6 +189,8 @@ class TalkingFaceDataset(Dataset):
             attributes = mirror_attributes(attributes)
         hidden_states = load_audio_embeds(clip.record.audio_embeds)
         windows = audio_windows(hidden_states, clip.num_video_frames, config.num_padding_audio_frames)
+        if self.only_reference:
+            sample = {name: value for name, value in sample.items() if name.startswith("reference")}
         return sample | {
             "kps_images": rearrange(kps_images, "f h w c -> c f h w").contiguous().float().div_(255),
             "audio_windows": windows[frame_ids],

@@ -3,10 +3,54 @@
 import signal
 from collections.abc import Generator
 
+import torch
+from einops import rearrange
 from torch.utils.data import DataLoader
 
 from vexpress.data.dataset import SampleStream, TalkingFaceDataset, start_workers
+from vexpress.diffusion.latents import Autoencoder, compute_latents, scale_latents
 from vexpress.errors import InputError, first_line
+from vexpress.training.objectives import Batch
+
+FRAMES_PER_ENCODING = 8  # that the VAE encodes at once
+
+
+@torch.no_grad()
+def prepare_batch(samples: dict, vae: Autoencoder, dtype: torch.dtype) -> Batch:
+    """Brings collated samples to the VAE's device, and makes latents, the posterior's mean, of what comes as pixels.
+
+    Args:
+        samples: of `TalkingFaceDataset`, and `noise` (b c f h w) where a teacher has started from it.
+        vae: encodes frames.
+        dtype: of the conditions; latents are float32.
+    """
+    device = vae.device
+    # The references come last, so that one pass of the VAE, in parts that fit into memory, encodes all frames.
+    pixels = [rearrange(samples[name], "b c f h w -> (b f) c h w") for name in ("pixel_values",) if name in samples]
+    pixels += [samples[name] for name in ("reference_image",) if name in samples]
+    encoded = [
+        scale_latents(vae, compute_latents(vae, part.to(device, vae.dtype)).float())
+        for part in (torch.cat(pixels).split(FRAMES_PER_ENCODING) if pixels else ())
+    ]
+    num_samples = len(samples["number"])
+    if "reference_image" in samples:
+        encoded = torch.cat(encoded)
+        references = encoded[-num_samples:]
+    else:
+        references = samples["reference_latents"].to(device)
+    if "pixel_values" in samples:
+        latents = rearrange(encoded[:-num_samples], "(b f) c h w -> b c f h w", b=num_samples)
+    else:
+        latents = samples["latents"].to(device)
+    conditions = {
+        "reference_latents": references.to(dtype),
+        "kps_images": samples["kps_images"].to(device, dtype),
+        "audio_windows": samples["audio_windows"].to(device, dtype),
+    }
+    if "attributes" in samples:
+        conditions["attributes"] = samples["attributes"].to(device)
+    noise = samples["noise"].to(device) if "noise" in samples else None
+    return Batch(latents, conditions, samples["lip_masks"].to(device), noise)
 
 
 def stream_batches(dataset: TalkingFaceDataset, samples: SampleStream, pin_memory: bool) -> Generator[dict, None, None]:

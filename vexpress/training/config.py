@@ -12,6 +12,8 @@ from vexpress.errors import InputError
 from vexpress.fields import check_fields, option
 from vexpress.options import STAGES
 
+TRAINED_STAGES = (*STAGES, "stage_4")
+DISTILLATIONS = ("regression", "consistency")
 OPTIMIZERS = ("adamw", "muon")
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 """Names that `diffusers.optimization` knows."""
@@ -189,6 +191,42 @@ class LoraConfig:
 
 
 @dataclass
+class DistillConfig:
+    """Stage 4: what the student learns from its teacher. See docs/distillation.md.
+
+    Raises:
+        InputError: a value is out of bounds.
+    """
+
+    objective: str = option(
+        "regression",
+        "regression: onto results that the teacher has sampled before, which are kept on disk; consistency: onto one "
+        "guided step of the teacher, then the student's moving average; nothing is kept",
+        choices=DISTILLATIONS,
+    )
+    teacher_path: str | None = option(None, "model folder of the teacher; unset: init.path", type=str)
+    teacher_sampling: dict[str, Any] = option(
+        {}, "sampling options of the teacher that differ from those of its inference_defaults.json"
+    )
+    num_steps: int = option(2, "denoising steps of the student", choices=(1, 2, 4))
+    context_overlap: int = option(
+        6, "frames that the student's windows share in rolling sampling, below data.num_frames", low=0, high=999
+    )
+    history_rate: float = option(
+        0.5, "probability that the shared frames are held to the window before, as in rolling sampling", low=0, high=1
+    )
+    num_trajectories: int = option(
+        1000, "samples that the teacher makes for regression, to be learned over and over", low=1, high=10**7
+    )
+    trajectories_dir: str | None = option(
+        None, "folder that keeps them, for several runs; unset: OUTPUT_DIR/trajectories", type=str
+    )
+
+    def __post_init__(self):
+        check_fields(self, "distill.")
+
+
+@dataclass
 class ValidationConfig:
     """What is measured and shown during training.
 
@@ -215,7 +253,9 @@ class TrainConfig:
         InputError: a value is out of bounds.
     """
 
-    train_stage: str = option(STAGES[0], "what is trained, see `vexpress.training.stages.STAGES`", choices=STAGES)
+    train_stage: str = option(
+        STAGES[0], "what is trained, see `vexpress.training.stages.STAGES`", choices=TRAINED_STAGES
+    )
     output_dir: str = option(
         "runs/stage_1", "folder of checkpoints, logs and the exported model; the same command resumes the run in it"
     )
@@ -254,6 +294,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     module_training: ModuleTrainingConfig = field(default_factory=ModuleTrainingConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self):
@@ -261,3 +302,17 @@ class TrainConfig:
         if self.lora.is_on and self.init.source != "stage":
             problem = "an adapter belongs to a finished model: lora.targets needs init.source=stage and init.path"
             raise InputError(problem, "init.source", self.init.source)
+        if self.train_stage == TRAINED_STAGES[-1]:
+            self._check_distillation()
+
+    def _check_distillation(self) -> None:
+        if self.init.source != "stage":
+            raise InputError("stage_4 starts from its teacher: must be stage", "init.source", self.init.source)
+        if self.distill.context_overlap >= self.data.num_frames:
+            raise InputError(
+                f"must be below data.num_frames, which is {self.data.num_frames}",
+                "distill.context_overlap",
+                self.distill.context_overlap,
+            )
+        if self.distill.objective == "consistency" and self.solver.ema_decay is None:
+            raise InputError("needs solver.ema_decay, such as 0.99", "distill.objective", "consistency")

@@ -1,6 +1,7 @@
 """What a training step asks of the network: noise, target and loss. The trainer knows none of them.
 
-An objective with a teacher holds the teacher's networks itself, and calls them with the conditions of the batch.
+An objective with a teacher (`vexpress.training.distillation`) holds the teacher's networks itself, and calls them with
+the conditions of the batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,15 +26,17 @@ class Batch:
     """Clean samples on the device of the network.
 
     Attributes:
-        latents: (b c f h w) float32.
+        latents: (b c f h w) float32, the true ones, or what a teacher makes of `noise`.
         conditions: reference_latents (b c h w), kps_images (b 3 f H W) and audio_windows (b f n d), and
-            attributes (b f 6) where they are learned.
+            attributes (b f 6), which are read where they are learned.
         lip_masks: (b 1 f h w), 1 on the mouth, 0 elsewhere.
+        noise: (b c f h w) float32; None for true latents.
     """
 
     latents: Tensor
     conditions: Mapping[str, Tensor]
     lip_masks: Tensor
+    noise: Tensor | None = None
 
 
 class StepLoss(NamedTuple):
@@ -105,8 +108,3 @@ class Denoising:
         # What is logged has no weights, so that runs with other weights can be compared.
         mouth_error = ((prediction.detach() - target).square() * batch.lip_masks).sum()
         return StepLoss(loss, mouth_error, batch.lip_masks.sum() * target.shape[1])
-
-
-def build_objective(config: TrainConfig, device: torch.device | str) -> Objective:
-    """Builds the objective of a stage."""
-    return Denoising(config, device)

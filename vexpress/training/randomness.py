@@ -39,7 +39,7 @@ class RandomParts:
 
     def to(self, device: torch.device) -> "RandomParts":
         """The same on another device."""
-        return RandomParts(*(getattr(self, entry.name).to(device) for entry in fields(self)))
+        return type(self)(*(getattr(self, entry.name).to(device) for entry in fields(self)))
 
     def keep_masks(self) -> dict[str, Tensor]:
         """The conditions' masks, as arguments of `TrainingNetworks.forward`."""

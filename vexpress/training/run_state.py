@@ -29,7 +29,8 @@ from vexpress.training.checkpoints import (
 )
 from vexpress.training.config import TrainConfig
 from vexpress.training.config_file import differing_keys, load_config
-from vexpress.training.stages import TrainingNetworks
+from vexpress.training.stages import STAGES, TrainingNetworks
+from vexpress.training.teacher import student_values
 from vexpress.weights import Adapter, save_adapter, save_networks
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ ADAPTER_FILE = "adapter.safetensors"
 """In `export/`, of a run that trains adapters."""
 EFFECTIVE_ON_RESUME = (
     "data.",
+    "distill.",
     "validation.",
     "solver.max_",
     "solver.gradient_",
@@ -252,8 +254,10 @@ class RunState:
             "num_pad_audio_frames": data.num_padding_audio_frames,
             "shared_noise": self.config.shared_noise,
         }
+        if STAGES[self.config.train_stage].distils:
+            defaults |= student_values(self.config)
         with contextlib.suppress(InputError):  # trained at a size that no video may have
             size = {"image_width": data.train_width, "image_height": data.train_height}
             SamplingOptions(**size)
-            defaults = size | defaults
+            defaults |= size
         (partial / INFERENCE_DEFAULTS).write_text(json.dumps(defaults, indent=1) + "\n")

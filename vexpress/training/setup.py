@@ -7,15 +7,19 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType, ProjectConfiguration
+from diffusers.training_utils import EMAModel
 
 from vexpress.devices import process_number
 from vexpress.errors import InputError, first_line
-from vexpress.model_folder import read_config
+from vexpress.model_folder import SUFFIXES, read_config
 from vexpress.training.config import TrainConfig
 from vexpress.training.config_file import format_config
+from vexpress.training.distillation import Consistency, Regression
 from vexpress.training.initialize import build_training_networks
 from vexpress.training.muon import Muon
-from vexpress.training.stages import compute_memory_bytes, count_parameters, set_trainable
+from vexpress.training.objectives import Denoising, Objective
+from vexpress.training.stages import STAGES, TrainingNetworks, compute_memory_bytes, count_parameters, set_trainable
+from vexpress.training.teacher import Teacher, teacher_options
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -123,6 +127,46 @@ def build_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -
     )
 
 
+def build_objective(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    networks: TrainingNetworks,
+    ema: EMAModel | None,
+    dtype: torch.dtype,
+) -> Objective:
+    """Builds the objective of a stage.
+
+    Args:
+        config: of the stage.
+        accelerator: whose device and number types it works with.
+        networks: that are trained.
+        ema: their moving average, which some objectives need.
+        dtype: of a teacher.
+
+    Raises:
+        InputError: the teacher's files are missing or do not fit, or its sampling cannot be.
+    """
+    device = accelerator.device
+    if not STAGES[config.train_stage].distils:
+        return Denoising(config, device)
+    if config.distill.objective == "regression":
+        return Regression(config, device)
+    return Consistency(config, device, Teacher.load(config, dtype, device), networks, ema, accelerator.autocast)
+
+
+def weight_files(config: TrainConfig) -> list[Path]:
+    """All files of weights that a run starts from."""
+    folders = [Path(config.vae_model_path)]
+    if config.init.source == "unet":
+        folders.append(Path(config.init.path or Path(config.base_model_path) / "unet"))
+    elif config.init.path:
+        folders += [Path(config.init.path), Path(config.init.path) / "v-express"]
+    if STAGES[config.train_stage].distils and config.distill.teacher_path:
+        folders.append(Path(config.distill.teacher_path) / "v-express")
+    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES]
+    return files + ([Path(config.init.motion_module_path)] if config.init.motion_module_path else [])
+
+
 def describe_plan(config: TrainConfig) -> str:
     """Describes a run without starting it: configuration, parameters per network, memory."""
     networks = build_training_networks(config)
@@ -132,4 +176,16 @@ def describe_plan(config: TrainConfig) -> str:
         lines.append(f"{name}: {trained:,} of {total:,} parameters trained")
     gib = compute_memory_bytes(networks, config.solver.mixed_precision) / 2**30
     lines.append(f"weights, gradients and Adam's moments: {gib:.2f} GiB per process; activations come on top")
+    if STAGES[config.train_stage].distils:
+        lines.append(_describe_teacher(config, networks))
     return "\n".join(lines)
+
+
+def _describe_teacher(config: TrainConfig, networks: TrainingNetworks) -> str:
+    options = teacher_options(config)
+    counts = count_parameters(networks).values()
+    gib = sum(total for _, total in counts) * (4 if config.solver.mixed_precision == "no" else 2) / 2**30
+    line = f"teacher: {options.num_inference_steps} steps, guidance {options.guidance_scale:g}, {gib:.2f} GiB on top"
+    if config.distill.objective == "consistency":
+        return f"{line}, and {sum(trained for trained, _ in counts) * 4 / 2**30:.2f} GiB of the moving average"
+    return f"{line} until its {config.distill.num_trajectories} trajectories are there"

@@ -1,4 +1,4 @@
-"""The three stages as a table: what is trained, what starts silent, and the networks as one module.
+"""The stages as a table: what is trained, what starts silent, and the networks as one module.
 
 A pattern is a regular expression that must match from the start of a parameter's name. One that matches nothing is an
 error, so a renamed parameter cannot silently drop out of training.
@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vexpress.errors import InputError
-from vexpress.models import AttributeProjection, AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
+from vexpress.models import AttributeProjection, AudioProjection, Conditions, DenoisingUNet, ReferenceNet, VKpsGuider
 from vexpress.training.adapters import add_adapters
 from vexpress.training.config import LoraConfig, ModuleTrainingConfig
 
@@ -43,6 +43,7 @@ class Stage:
         attribute_projection: likewise, where there is one.
         starts_silent: audio attention and motion modules add nothing at the start.
         has_trained_motion: the stage before has trained the motion modules, and nothing may replace them.
+        distils: a teacher says what is learned, see `vexpress.training.distillation`.
     """
 
     reference_net: Selection
@@ -52,8 +53,16 @@ class Stage:
     attribute_projection: Selection = Selection()
     starts_silent: bool = False
     has_trained_motion: bool = False
+    distils: bool = False
 
 
+EVERYTHING = {
+    "reference_net": REFERENCE_NET,
+    "denoising_unet": Selection((ALL,)),
+    "v_kps_guider": Selection((ALL,)),
+    "audio_projection": Selection((ALL,)),
+    "attribute_projection": Selection((ALL,)),
+}
 STAGES = {
     "stage_1": Stage(
         reference_net=REFERENCE_NET,
@@ -69,16 +78,11 @@ STAGES = {
         audio_projection=Selection((ALL,)),
         attribute_projection=Selection((ALL,)),
     ),
-    "stage_3": Stage(
-        reference_net=REFERENCE_NET,
-        denoising_unet=Selection((ALL,)),
-        v_kps_guider=Selection((ALL,)),
-        audio_projection=Selection((ALL,)),
-        attribute_projection=Selection((ALL,)),
-        has_trained_motion=True,
-    ),
+    "stage_3": Stage(**EVERYTHING, has_trained_motion=True),
+    "stage_4": Stage(**EVERYTHING, has_trained_motion=True, distils=True),
 }
-"""Source: paper section 3.3; names of trained parameters as recorded from the release (tests/data/parity)."""
+"""Source: paper section 3.3; names of trained parameters as recorded from the release (tests/data/parity). Stage 4 is
+ours."""
 
 
 class TrainingNetworks(nn.Module):
@@ -109,21 +113,41 @@ class TrainingNetworks(nn.Module):
         reference_latents: Tensor,
         kps_images: Tensor,
         audio_windows: Tensor,
+        **options: Tensor | float | None,
+    ) -> Tensor:
+        """Predicts v for noisy clips.
+
+        Args:
+            noisy_latents: (b c f h w).
+            timesteps: (b,) int64.
+            reference_latents, kps_images, audio_windows, options: see `prepare_conditions`.
+
+        Returns:
+            (b c f h w).
+        """
+        conditions = self.prepare_conditions(reference_latents, kps_images, audio_windows, **options)
+        return self.denoising_unet(noisy_latents, timesteps, conditions)
+
+    def prepare_conditions(
+        self,
+        reference_latents: Tensor,
+        kps_images: Tensor,
+        audio_windows: Tensor,
+        *,
         reference_keep: Tensor | None = None,
         kps_keep: Tensor | None = None,
         audio_keep: Tensor | None = None,
         attributes: Tensor | None = None,
         attribute_keep: Tensor | None = None,
         any_keep: Tensor | None = None,
-    ) -> Tensor:
-        """Predicts v for noisy clips.
+        **attention_weights: float,
+    ) -> Conditions:
+        """Makes what the denoising UNet is told of clips.
 
         A dropped condition is multiplied by zero, so that every trained parameter is in every step's graph. With
         attributes, audio that is dropped alone is tokens of zeros beside the attributes' tokens.
 
         Args:
-            noisy_latents: (b c f h w).
-            timesteps: (b,) int64.
             reference_latents: (b c h w).
             kps_images: (b 3 f H W) in 0..1.
             audio_windows: (b f n d).
@@ -131,9 +155,7 @@ class TrainingNetworks(nn.Module):
             attributes: (b f 6), read only where there is an attribute projection, which then needs them.
             attribute_keep: (b f 6), 0 where a value counts as not known.
             any_keep: (b f), 0 where all conditions are dropped; audio_keep is 0 there, too.
-
-        Returns:
-            (b c f h w).
+            attention_weights: see `Conditions`.
         """
         kps_features = self.v_kps_guider(kps_images)
         if kps_keep is not None:
@@ -146,14 +168,14 @@ class TrainingNetworks(nn.Module):
             attribute_tokens = self.attribute_projection(attributes, attribute_keep)
             audio_tokens = torch.cat([audio_tokens, attribute_tokens.to(audio_tokens.dtype)], dim=2)
             audio_keep = any_keep
-        conditions = self.denoising_unet.prepare_conditions(
+        return self.denoising_unet.prepare_conditions(
             self.reference_net(reference_latents),
             audio_tokens,
             kps_features,
             reference_keep=reference_keep,
             audio_keep=audio_keep,
+            **attention_weights,
         )
-        return self.denoising_unet(noisy_latents, timesteps, conditions)
 
 
 def select(names: list[str], selection: Selection, last_up_block: int = 0) -> list[str]:

@@ -12,30 +12,27 @@ import torch
 from accelerate.utils import gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from einops import rearrange
 from torch import Tensor
 
 from vexpress.data.dataset import SampleStream, TalkingFaceDataset
 from vexpress.data.formats import ClipRecord
 from vexpress.devices import DTYPES, process_number
-from vexpress.diffusion.latents import Autoencoder, compute_latents, scale_latents, vae_downsampling
+from vexpress.diffusion.latents import Autoencoder, vae_downsampling
 from vexpress.errors import InputError
-from vexpress.model_folder import SUFFIXES
-from vexpress.training.batches import stream_batches
+from vexpress.training.batches import prepare_batch, stream_batches
 from vexpress.training.config import TrainConfig
 from vexpress.training.config_file import format_config, save_config
 from vexpress.training.initialize import build_training_networks
-from vexpress.training.objectives import Batch, StepLoss, build_objective
+from vexpress.training.objectives import StepLoss
 from vexpress.training.run_lock import hold_run_folder
 from vexpress.training.run_log import RunLog, append_header, describe_run, peak_memory_gib
 from vexpress.training.run_state import CONFIG_FILE, RunState
-from vexpress.training.setup import build_accelerator, build_optimizer
+from vexpress.training.setup import build_accelerator, build_objective, build_optimizer, weight_files
 from vexpress.training.stages import TrainingNetworks, half_frozen, set_trainable
+from vexpress.training.trajectories import TaughtDataset, add_trajectories, learns_trajectories, sample_by_teacher
 from vexpress.weights import base_digest, load_vae
 
 logger = logging.getLogger(__name__)
-
-FRAMES_PER_ENCODING = 8  # that the VAE encodes at once
 
 OnValidation = Callable[[TrainingNetworks, Autoencoder, ClipRecord, int], None]
 """Called on the main process with the networks, in eval mode, a clip of the validation set, and the step."""
@@ -65,6 +62,7 @@ class Trainer:
             self._build_networks()
             self._build_data()
             self._build_optimizer()
+            self.objective = build_objective(config, self.accelerator, self.networks, self.ema, self.dtype)
             made = self.accelerator, self.model, self.networks, self.lr_scheduler, self.ema, self.base_model
             self.state = RunState(config, *made)
             self.step, self.num_samples = self.state.resume()
@@ -89,7 +87,6 @@ class Trainer:
         if self.vae.config.latent_channels != num_channels:
             problem = f"has {self.vae.config.latent_channels} latent channels, the UNet takes {num_channels}"
             raise InputError(problem, "vae_model_path", config.vae_model_path)
-        self.objective = build_objective(config, self.accelerator.device)
 
     def _build_data(self) -> None:
         self.dataset = self._build_dataset(self.config.data.meta_paths)
@@ -101,13 +98,16 @@ class Trainer:
             problem = f"the UNet's motion_max_seq_length is {most_frames}"
             raise InputError(problem, "data.num_frames", self.config.data.num_frames)
 
-    def _build_dataset(self, meta_paths: list[str]) -> TalkingFaceDataset:
-        return TalkingFaceDataset(
+    def _build_dataset(self, meta_paths: list[str]) -> TalkingFaceDataset | TaughtDataset:
+        is_taught = learns_trajectories(self.config)
+        dataset = TalkingFaceDataset(
             replace(self.config.data, meta_paths=meta_paths),
             seed=self.config.seed,
             latent_downsampling=vae_downsampling(self.vae),
             audio_dim=self.networks.audio_projection.config.embedding_dim,
+            only_reference=is_taught,
         )
+        return add_trajectories(dataset, self.config, self.dtype) if is_taught else dataset
 
     def _build_optimizer(self) -> None:
         solver = self.config.solver
@@ -134,6 +134,8 @@ class Trainer:
         Raises:
             InputError: a loss or gradient is not finite, a clip cannot be read, or the disk is full.
         """
+        if learns_trajectories(self.config):
+            self._make_trajectories()  # before SIGTERM is caught: each is whole, and all are kept
         previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
         try:
             accelerator = self.accelerator
@@ -225,45 +227,23 @@ class Trainer:
             batch: collated samples.
             drop: False keeps all conditions.
         """
-        device = self.accelerator.device
-        latents, reference_latents = self._encode(batch)
-        conditions = {
-            "reference_latents": reference_latents.to(self.dtype),
-            "kps_images": batch["kps_images"].to(device, self.dtype),
-            "audio_windows": batch["audio_windows"].to(device, self.dtype),
-        }
-        if self.networks.attribute_projection is not None:
-            conditions["attributes"] = batch["attributes"].to(device)
-        parts = self.objective.random_parts(batch["number"].tolist(), latents.shape[1:], drop).to(device)
-        return self.objective.loss(
-            self._predict, Batch(latents, conditions, lip_masks=batch["lip_masks"].to(device)), parts
-        )
+        clips = prepare_batch(batch, self.vae, self.dtype)
+        parts = self.objective.random_parts(batch["number"].tolist(), clips.latents.shape[1:], drop)
+        return self.objective.loss(self._predict, clips, parts.to(self.accelerator.device))
 
     def _predict(self, noisy_latents: Tensor, timesteps: Tensor, **conditions: Tensor) -> Tensor:
         with self.accelerator.autocast():
             return self.model(noisy_latents.to(self.dtype), timesteps, **conditions).float()
 
-    @torch.no_grad()
-    def _encode(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Latents (b c f h w) and reference latents (b c h w), float32: cached ones, or the posterior's mean."""
-        device = self.accelerator.device
-        if "latents" in batch:
-            return batch["latents"].to(device), batch["reference_latents"].to(device)
-        videos = batch["pixel_values"]
-        # The references come last, so that one pass of the VAE, in parts that fit into memory, encodes all frames.
-        frames = torch.cat([rearrange(videos, "b c f h w -> (b f) c h w"), batch["reference_image"]])
-        latents = torch.cat(
-            [
-                scale_latents(self.vae, compute_latents(self.vae, part.to(device, self.dtype)).float())
-                for part in frames.split(FRAMES_PER_ENCODING)
-            ]
-        )
-        num_references = len(videos)
-        clips = rearrange(latents[:-num_references], "(b f) c h w -> b c f h w", b=len(videos))
-        return clips, latents[-num_references:]
-
     def _trained(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def _make_trajectories(self) -> None:
+        """Has the teacher make what regression learns from, and lets go of it."""
+        processes = self.accelerator.process_index, self.accelerator.num_processes
+        for dataset in (self.dataset, self.validation_set):
+            dataset.complete(lambda: sample_by_teacher(self.config, self.objective, self.vae, self.dtype), *processes)
+        self.accelerator.wait_for_everyone()
 
     # ---- monitoring --------------------------------------------------------------------------------------------------
 
@@ -326,14 +306,7 @@ class Trainer:
             return
         config = self.config
         save_config(config, self.folder / CONFIG_FILE)
-        folders = [Path(config.vae_model_path)]
-        if config.init.source == "unet":
-            folders.append(Path(config.init.path or Path(config.base_model_path) / "unet"))
-        elif config.init.path:
-            folders += [Path(config.init.path), Path(config.init.path) / "v-express"]
-        files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES]
-        files += [Path(config.init.motion_module_path)] if config.init.motion_module_path else []
-        header = {"step": self.step, **describe_run(files)}
+        header = {"step": self.step, **describe_run(weight_files(config))}
         append_header(self.folder / "runs.jsonl", header)
         for key, value in header.items():
             logger.info("%s: %s", key, value)
