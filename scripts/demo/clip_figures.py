@@ -7,6 +7,7 @@ import numpy as np
 from scripts.demo.drawn_faces import probe_errors
 from scripts.demo.heldout_clips import HeldoutClip
 from scripts.demo.mouth_meter import STILL, measure_mouth
+from vexpress.diffusion.windows import context_windows
 from vexpress.media.faces import FaceAnalyzer
 
 LARGEST_LAG = 5  # frames
@@ -69,6 +70,28 @@ def colour_error(frames: np.ndarray, clip: HeldoutClip) -> np.ndarray:
 def flicker(frames: np.ndarray) -> float:
     """Mean absolute difference of neighbouring frames (f H W 3) uint8, of 255."""
     return float(np.abs(np.diff(frames.astype(np.int16), axis=0)).mean())
+
+
+def joint_ratio(frames: np.ndarray, true: np.ndarray, context_frames: int, context_overlap: int) -> float:
+    """How much more a clip changes where windows join than elsewhere, relative to the true clip; 1 shows no joint.
+
+    Args:
+        frames: (f H W 3) uint8, likewise `true`.
+        context_frames: frames of a window.
+        context_overlap: frames that windows share; changes into, within and out of these are the joint's.
+
+    Returns:
+        NaN for a clip of one window.
+    """
+    starts = [window[0] for window in context_windows(len(frames), context_frames, context_overlap)][1:]
+    is_joint = np.zeros(len(frames) - 1, bool)  # of the change from frame i to frame i + 1
+    for start in starts:
+        is_joint[start - 1 : start + context_overlap] = True
+    changes = [np.abs(np.diff(clip.astype(np.int16), axis=0)).mean(axis=(1, 2, 3)) for clip in (frames, true)]
+    if not is_joint.any() or is_joint.all():
+        return float("nan")
+    own, real = (change[is_joint].mean() / change[~is_joint].mean() for change in changes)
+    return float(own / real)
 
 
 def kps_errors(analyzer: FaceAnalyzer, frames: np.ndarray, kps: np.ndarray, step: int = FRAME_STEP) -> list[float]:

@@ -26,6 +26,7 @@ from scripts.demo.clip_figures import (
     correlation_or_zero,
     flicker,
     follow,
+    joint_ratio,
     kps_errors,
     least_alike,
     swapped_difference,
@@ -74,6 +75,12 @@ def measure_pack(
         "hair_error": hair,
         "background_error": background,
         "flicker_ratio": np.mean([flicker(f) / flicker(clip.frames) for f, clip in zip(generated, clips)]),
+        "joint_ratio": np.mean(
+            [
+                joint_ratio(f, clip.frames, options.context_frames, options.context_overlap)
+                for f, clip in zip(generated, clips)
+            ]
+        ),
     }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scripts.demo import measure_pack
-from scripts.demo.clip_figures import abs_r_unless_still, best_lag, correlation_or_zero, flicker
+from scripts.demo.clip_figures import abs_r_unless_still, best_lag, correlation_or_zero, flicker, joint_ratio
 from scripts.demo.drawn_faces import probe_errors
 from scripts.demo.heldout_clips import load_heldout_clips, silenced
 from vexpress.cli.program import run_program
@@ -37,6 +37,15 @@ def test_colours_are_compared_at_the_probes_alone():
     pixels[4:7, 9:12] = 110
     np.testing.assert_allclose(probe_errors(pixels, true, np.array([(10, 5), (3, 15), (15, 15)])), [10, 0, 0])
     assert flicker(np.stack([true, pixels])) == pytest.approx(10 * 9 / 400)
+
+
+def test_joints_are_where_windows_meet():
+    even = np.repeat(np.arange(12, dtype=np.uint8), 3).reshape(12, 1, 1, 3)  # changes by 1 at each frame
+    assert joint_ratio(even, even, 6, 2) == pytest.approx(1)
+    jumps = even + 10 * (np.arange(12) >= 4).astype(np.uint8).reshape(-1, 1, 1, 1)  # where the second window starts
+    assert joint_ratio(jumps, even, 6, 2) == pytest.approx(3)  # windows start at 0, 4 and 6: 5 changes
+    assert joint_ratio(jumps + jumps, even + even, 6, 2) == pytest.approx(3)
+    assert np.isnan(joint_ratio(jumps, even, 12, 2))
 
 
 def test_heldout_clips_have_a_later_portrait_and_as_much_sound_as_frames():
