@@ -68,7 +68,7 @@ def test_overrides_count_most_and_saved_configurations_load(tmp_path):
         ("data.train_width=100", "multiple of 8"),
         ("data.crop_ratio=[1.2, 0.9]", "low <= high"),
         ("data.drop_granularity=pixel", "one of frame, clip"),
-        ("train_stage=stage_4", "one of stage_1"),
+        ("train_stage=stage_5", "one of stage_1"),
         ("solver.mixed_precision=int8", "one of no, fp16"),
         ("init.source=stage", "set init.path"),
         ("export_suffix=.exe", "one of .safetensors"),
