@@ -90,13 +90,14 @@ class Regression(Distillation):
         """Computes the mean error of the steps."""
         scheduler = build_scheduler("ddim", self.config.enable_zero_snr)
         scheduler.set_timesteps(self.config.distill.num_steps)
+        masks = {**parts.keep_masks(), "attribute_keep": None}  # dropped for the teacher, and so not known here
         latents, losses = batch.noise, []
         for step, timestep in enumerate(scheduler.timesteps.to(latents.device)):
             velocity = predict(
                 latents,
                 timestep.expand(len(latents)),
                 **batch.conditions,
-                **parts.keep_masks(),
+                **masks,
                 **self.attention_weights,
             )
             after = scheduler.step(velocity, timestep, latents)
@@ -153,7 +154,8 @@ class Consistency(Distillation):
 
         # 2. its moving average, after a step of the teacher, from where the frames before it are held to the true ones
         with torch.no_grad():
-            guided = self.teacher.denoiser(batch.conditions)(noisy, now, [])
+            told = {**batch.conditions, "attribute_keep": parts.attribute_keep}
+            guided = self.teacher.denoiser(told)(noisy, now, [])
             stepped = self.clean(guided, noisy, now)
             noise = self.noise_of(guided, noisy, now)
             after = scheduler.add_noise(stepped, noise, later)

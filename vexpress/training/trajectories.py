@@ -34,16 +34,18 @@ SAMPLING_KEYS = (
 )  # fmt: skip
 DATA_KEYS = (
     "train_width", "train_height", "num_frames", "sample_rate", "reference_margin", "num_padding_audio_frames",
-    "flip_rate", "crop_ratio",
+    "flip_rate", "crop_ratio", "attribute_drop_rate",
 )  # fmt: skip
 LOG_SECONDS = 30
 
-Sampled = Callable[[dict], tuple[Tensor, Tensor]]
-"""A sample of the dataset -> noise and the teacher's result of it, each (c f h w) float32."""
+Sampled = Callable[[dict], dict[str, Tensor]]
+"""A sample of the dataset -> what replaces its parts: noise and latents (c f h w), and attributes (f 6), float32."""
 
 
 class TaughtDataset(Dataset):
     """The first samples of a dataset, over and over, with `noise` and, as `latents`, the result; (c f h w) float32.
+
+    Attributes of a face that were dropped for the teacher are not known in the sample.
 
     Args:
         dataset: numbered without end.
@@ -87,11 +89,11 @@ class TaughtDataset(Dataset):
         sampled, started = sampler(), time.perf_counter()
         logged = started
         for count, number in enumerate(missing, 1):
-            noise, latents = sampled(self.dataset[number])
+            taught = sampled(self.dataset[number])
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with replacing(self._path(number)) as temporary:
-                    safetensors.torch.save_file({"noise": noise, "latents": latents}, temporary)
+                    safetensors.torch.save_file(taught, temporary)
             except OSError as error:
                 problem = f"trajectories cannot be written ({error.strerror})"
                 raise InputError(problem, "distill.trajectories_dir", self.folder) from error
@@ -155,9 +157,11 @@ def sample_by_teacher(config: TrainConfig, objective: Objective, vae: Autoencode
     data, factor = config.data, vae_downsampling(vae)
     shape = vae.config.latent_channels, data.num_frames, data.train_height // factor, data.train_width // factor
 
-    def sampled(sample: dict) -> tuple[Tensor, Tensor]:
-        noise = objective.random_parts([sample["number"]], shape, drop=False).noise[0]
-        clip = prepare_batch(default_collate([{**sample, "latents": noise}]), vae, dtype)
-        return noise, teacher.sample(clip.latents, clip.conditions)[0].cpu()
+    def sampled(sample: dict) -> dict[str, Tensor]:
+        parts = objective.random_parts([sample["number"]], shape, drop=True)
+        attributes = sample["attributes"].where(parts.attribute_keep[0] > 0, torch.nan)
+        taught = {"noise": parts.noise[0], "latents": parts.noise[0], "attributes": attributes}
+        clip = prepare_batch(default_collate([sample | taught]), vae, dtype)
+        return taught | {"latents": teacher.sample(clip.latents, clip.conditions)[0].cpu().contiguous()}
 
     return sampled

@@ -35,7 +35,7 @@ def clips(config) -> TalkingFaceDataset:
 def fake_teacher(made: list[int]):
     def sampled(sample):
         made.append(sample["number"])
-        return torch.full((4, 2, 8, 8), float(sample["number"])), torch.ones(4, 2, 8, 8)
+        return {"noise": torch.full((4, 2, 8, 8), float(sample["number"])), "latents": torch.ones(4, 2, 8, 8)}
 
     return lambda: sampled
 
