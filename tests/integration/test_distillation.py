@@ -45,7 +45,7 @@ def config_path(tmp_path, model_dir, meta_path):
     return write_config(tmp_path, model_dir, meta_path)
 
 
-@pytest.mark.parametrize("objective", ["regression", "consistency"])
+@pytest.mark.parametrize("objective", ["regression", pytest.param("consistency", marks=pytest.mark.slow)])
 def test_cut_off_and_resumed_equals_uninterrupted(config_path, tmp_path, objective):
     settings = (*STAGE_4, f"distill.objective={objective}", "data.train_bs=1", "checkpointing_steps=1")
     run(config_path, *settings, f"output_dir={tmp_path / 'whole'}")
@@ -57,14 +57,15 @@ def test_cut_off_and_resumed_equals_uninterrupted(config_path, tmp_path, objecti
 
 
 def test_a_student_comes_nearer_to_its_teacher_and_its_folder_needs_no_flag(config_path, tmp_path):
-    settings = ("solver.max_train_steps=12", "solver.ema_decay=null", "data.train_bs=3", "distill.history_rate=0")
+    settings = ("solver.max_train_steps=6", "solver.ema_decay=null", "data.train_bs=3", "distill.history_rate=0")
     run(config_path, *STAGE_4, *settings)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").open()]
-    assert losses[-1] < 0.7 * losses[0]  # the same three trajectories at each step
+    assert losses[-1] < 0.8 * losses[0]  # the same three trajectories at each step
     model_dir = str(tmp_path / "run" / "export")
     args = inference.parse_arguments(["--model_dir", model_dir, "--reference_image_path", "a", "--audio_path", "b"])
-    assert (args.num_inference_steps, args.guidance_scale, args.sampling) == (2, 1.0, "rolling")
-    assert (args.context_frames, args.context_overlap, args.shared_noise) == (2, 1, 1.0)
+    options = args.sampling
+    assert (options.num_inference_steps, options.guidance_scale, options.sampling) == (2, 1.0, "rolling")
+    assert (options.context_frames, options.context_overlap, options.shared_noise) == (2, 1, 1.0)
 
 
 @pytest.mark.slow
@@ -93,7 +94,7 @@ def test_dry_run_says_what_the_teacher_takes(config_path, tmp_path, capsys):
 def test_bad_input_is_one_line(config_path, capsys):
     cases = {
         "distill.teacher_path=nowhere": "nowhere",
-        "distill.teacher_sampling={speed: 1}": "distill.teacher_sampling.speed=1: is no sampling option",
+        "distill.teacher_sampling={speed: 1}": "distill.teacher_sampling.speed: is no sampling option",
         "distill.context_overlap=2": "distill.context_overlap=2: must be below data.num_frames",
         "init.source=random": "init.source=random: stage_4 starts from its teacher",
         "data.num_padding_audio_frames=1": "data.num_padding_audio_frames=1: the teacher has num_pad_audio_frames=2",
