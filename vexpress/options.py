@@ -67,6 +67,22 @@ class SamplingOptions:
         where=CALL,
         advanced=True,
     )
+    guidance_interval: int = option(
+        1,
+        "steps for which a direction of guidance serves; 2 or 3 save a quarter or a third of the time",
+        low=1,
+        high=1000,
+        where=CALL,
+        advanced=True,
+    )
+    deep_block_interval: int = option(
+        1,
+        "steps for which what the UNet's deep blocks give serves; 2 saves a quarter of the time and takes memory",
+        low=1,
+        high=1000,
+        where=CALL,
+        advanced=True,
+    )
     shared_noise: float = option(
         0.0,
         "share of the initial noise that all frames have in common: less flicker",
@@ -243,8 +259,22 @@ class MotionOptions:
         return values
 
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {"released": {}}
-"""Name -> values that differ from the defaults, which are the released ones."""
+_SAMPLER = {"scheduler": "ddim", "num_inference_steps": 25, "guidance_interval": 1, "deep_block_interval": 1}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "released": {**_SAMPLER, "sampling": "joint"},
+    "fast": {
+        "scheduler": "dpmsolver++",
+        "num_inference_steps": 12,
+        "guidance_interval": 2,
+        "deep_block_interval": 2,
+        "sampling": "joint",
+    },
+    "live": {**_SAMPLER, "num_inference_steps": 2, "guidance_scale": 1.0, "sampling": "rolling", "context_overlap": 6},
+}
+"""Name -> values of other options: as the release samples; a third of its arithmetic, and almost its frames; frames as
+they are made, of models that stage 4 has distilled. A preset goes before what a model folder sets, and a value that is
+given beside it goes before the preset. See docs/speed.md."""
+PRESET_HELP = "a set of values of other options, which flags that are given go before; see docs/speed.md"
 
 
 def option_fields(*places: str) -> tuple[Field, ...]:
@@ -252,15 +282,23 @@ def option_fields(*places: str) -> tuple[Field, ...]:
     return tuple(field for field in fields(SamplingOptions) if not places or field.metadata["where"] in places)
 
 
-def load_model_defaults(model_dir: str | Path) -> dict[str, Any]:
-    """Reads the options that a model folder sets; none without a file.
+def load_model_defaults(model_dir: str | Path, preset: str | None = None) -> dict[str, Any]:
+    """Reads the options that a model folder sets, none without a file, and puts those of a preset over them.
+
+    Args:
+        model_dir: the folder.
+        preset: key of `PRESETS`, or None.
 
     Raises:
-        InputError: the file is damaged, holds what is no option or not the model's to set, or a value out of bounds.
+        InputError: no such preset; the file is damaged, holds what is no option or not the model's to set, or a value
+            out of bounds.
     """
+    if preset is not None and preset not in PRESETS:
+        raise InputError(f"must be one of {', '.join(PRESETS)}", "preset", preset)
+    over = PRESETS[preset] if preset else {}
     path = Path(model_dir) / INFERENCE_DEFAULTS
     if not path.is_file():
-        return {}
+        return dict(over)
     values = read_config(path)
     allowed = {field.name: field for field in fields(SamplingOptions) if field.metadata.get("by_model", True)}
     values = {LEGACY_NAMES.get(name, name): _legacy(name, value) for name, value in values.items()}
@@ -273,7 +311,7 @@ def load_model_defaults(model_dir: str | Path) -> dict[str, Any]:
         field = allowed.get(error.field)
         what = f"must be {allowed_values(field)}" if field else error.problem
         raise InputError(f"{path}: {error.field}={json.dumps(error.value)}; {what}") from error
-    return values
+    return values | over
 
 
 LEGACY_NAMES = {"no_median_filter": "median_filter"}

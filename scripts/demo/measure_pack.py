@@ -35,11 +35,12 @@ from scripts.demo.heldout_clips import HeldoutClip, load_heldout_clips, regenera
 from scripts.demo.mouth_meter import measure_mouth
 from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import run_program, set_up_logging
+from vexpress.diffusion.schedule import build_scheduler
 from vexpress.fields import check_range
 from vexpress.files import check_output_path, replacing
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.model_folder import LAYOUT
-from vexpress.options import CALL, SamplingOptions, load_model_defaults, option_fields
+from vexpress.options import CALL, PRESET_HELP, PRESETS, SamplingOptions, load_model_defaults, option_fields
 from vexpress.pipeline import VExpressPipeline
 
 NUM_FRAMES = 48
@@ -108,13 +109,13 @@ def measure_other_speech(
     }
 
 
-def load_options(model_dir: Path, given: Mapping[str, Any] | None = None) -> SamplingOptions:
-    """The sampling that the pack asks for, or values given in its place.
+def load_options(model_dir: Path, given: Mapping[str, Any] | None = None, preset: str | None = None) -> SamplingOptions:
+    """The sampling that the pack asks for, or values of a preset or given in its place.
 
     Raises:
         InputError: no such option, or a value out of bounds.
     """
-    return SamplingOptions(**load_model_defaults(model_dir)).changed(**given or {})
+    return SamplingOptions(**load_model_defaults(model_dir, preset)).changed(**given or {})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -124,16 +125,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clips_dir", type=Path, help="drawn dataset; unset: MODEL_DIR/heldout")
     parser.add_argument("--output_path", type=Path, help="JSON to write")
     parser.add_argument("--num_clips", type=int, default=10, help="clips that are measured, 2 or more")
-    add_options(parser.add_argument_group("sampling; unset: the pack's"), option_fields(CALL), default=SUPPRESS)
+    sampling = parser.add_argument_group("sampling; unset: the pack's")
+    sampling.add_argument("--preset", choices=PRESETS, help=PRESET_HELP)
+    add_options(sampling, option_fields(CALL), default=SUPPRESS)
     args = parser.parse_args(arguments)
     set_up_logging(logging.WARNING)
     check_range("num_clips", args.num_clips, 2, 1000)  # a clip is also made with the speech of another
     given = {field.name: getattr(args, field.name) for field in option_fields(CALL) if hasattr(args, field.name)}
-    options = load_options(args.model_dir, given)
+    options = load_options(args.model_dir, given, args.preset)
     if args.output_path:
         check_output_path(args.output_path, "output_path")
     clips = load_heldout_clips(args.clips_dir or args.model_dir / "heldout", NUM_FRAMES)[: args.num_clips]
-    pipeline = VExpressPipeline.from_pretrained(args.model_dir)
+    pipeline = VExpressPipeline.from_pretrained(args.model_dir, scheduler=build_scheduler(options.scheduler))
     pipeline.set_progress_bar_config(disable=True)
     analyzer = FaceAnalyzer(args.model_dir / LAYOUT["insightface_model_path"], torch.device("cpu"))
     figures = measure_pack(pipeline, analyzer, clips, options)

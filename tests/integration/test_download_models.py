@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -279,9 +280,14 @@ def test_an_upstream_repository_fills_in(hub: HubServer, download: Callable[...,
     }
 
 
-def test_networks_of_metrics_come_when_asked_for(hub: HubServer, download: Callable[..., int], tmp_path: Path) -> None:
+def test_parts_on_request_come_when_asked_for(hub: HubServer, download: Callable[..., int], tmp_path: Path) -> None:
+    hub.repositories["madebyollin/taesd"] = {"config.json": b"{}", "diffusion_pytorch_model.bin": b"tiny"}
     hub.repositories["ByteDance/LatentSync"] = {"auxiliary/syncnet_v2.model": b"sync", "auxiliary/other.bin": b"other"}
     hub.repositories["flateon/FVD-I3D-torchscript"] = {"i3d_torchscript.pt": b"i3d"}
+    assert download("--only", "taesd") == 0
+    files = {"taesd/config.json": b"{}", "taesd/diffusion_pytorch_model.bin": b"tiny"}
+    assert _read_files(tmp_path / "models") == files
+    shutil.rmtree(tmp_path / "models" / "taesd")
     assert download("--only", "evaluation") == 0
     files = {"evaluation/syncnet_v2.model": b"sync", "evaluation/i3d_torchscript.pt": b"i3d"}
     assert _read_files(tmp_path / "models") == files

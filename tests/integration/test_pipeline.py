@@ -13,6 +13,7 @@ from vexpress.audio_features import audio_windows, encode_audio
 from vexpress.diffusion.schedule import build_scheduler
 from vexpress.errors import InputError
 from vexpress.media.smoothing import stream_denoise
+from vexpress.model_folder import ModelPaths
 from vexpress.options import CALL, SCHEDULERS, SamplingOptions, option_fields
 from vexpress.pipeline import VExpressPipeline
 
@@ -244,6 +245,43 @@ def test_guider_and_vae_must_downsample_alike(pipe):
     parts = {**pipe.components, "v_kps_guider": VKpsGuider(out_channels=32, block_out_channels=(8, 8))}
     with pytest.raises(ValueError, match="downsamples by 2, the VAE by 8"):
         VExpressPipeline(**parts)
+
+
+def test_intervals_change_nothing_within_the_first_step_and_little_later(pipe, inputs):
+    def made(num_steps, **options):
+        return latents(pipe, inputs, num_inference_steps=num_steps, **options)
+
+    intervals = {"guidance_interval": 2, "deep_block_interval": 2}
+    assert torch.equal(made(1, **intervals), made(1))
+    exact, reused = made(2), made(2, **intervals)
+    assert 0 < tiny.relative_error(reused, exact) < 0.5
+    assert tiny.relative_error(made(2, windows_per_batch=2, **intervals), reused) < 1e-4
+    one_window = {"context_frames": 24, "context_overlap": 0, **intervals}
+    rolled = made(2, sampling="rolling", **one_window)  # hears the speech in another way, which differs by rounding
+    assert tiny.relative_error(rolled, made(2, **one_window)) < 1e-4
+
+
+def test_another_autoencoder_may_decode(pipe, inputs):
+    decoder = tiny.autoencoder_tiny()
+    other = VExpressPipeline(**{**pipe.components, "vae_decoder": decoder})
+    other.set_progress_bar_config(disable=True)
+    denoised = latents(other, inputs)
+    assert torch.equal(denoised, latents(pipe, inputs))  # the portrait is encoded by the model's own
+    with torch.no_grad():  # TAESD's latents are at diffusion's scale, which the model's own divides by 0.18215
+        expected = (decoder.decode(denoised[0].transpose(0, 1)).sample / 2 + 0.5).clamp(0, 1)
+    frames = other(**inputs, output_type="pt", median_filter=False).frames
+    torch.testing.assert_close(frames, expected, atol=1e-5, rtol=0)
+
+
+def test_a_decoder_of_other_latents_is_refused(tmp_path):
+    paths = ModelPaths.from_model_dir(tiny.write_model_dir(tmp_path / "model"))
+    tiny.autoencoder_tiny(num_stages=5).save_pretrained(tmp_path / "decoder")
+    with pytest.raises(InputError, match="^vae_decoder_path=.*16 px and 4 channels, and the model has 8 px"):
+        VExpressPipeline.from_released(paths, vae_decoder_path=tmp_path / "decoder")
+    tiny.autoencoder_tiny().save_pretrained(tmp_path / "tiny")
+    pipe = VExpressPipeline.from_released(paths, vae_decoder_path=tmp_path / "tiny")
+    pipe.save_pretrained(tmp_path / "saved")
+    assert type(VExpressPipeline.from_pretrained(tmp_path / "saved").vae_decoder) is type(pipe.vae_decoder)
 
 
 def test_a_tiny_autoencoder_of_another_downsampling(pipe, inputs):

@@ -6,9 +6,18 @@ import math
 
 import pytest
 
-from vexpress.cli.generate import build_parser
+from vexpress.cli.generate import build_parser, parse_arguments
 from vexpress.errors import InputError
-from vexpress.options import CALL, LOADING, REQUEST, MotionOptions, SamplingOptions, load_model_defaults, option_fields
+from vexpress.options import (
+    CALL,
+    LOADING,
+    PRESETS,
+    REQUEST,
+    MotionOptions,
+    SamplingOptions,
+    load_model_defaults,
+    option_fields,
+)
 
 FIELDS = option_fields()
 
@@ -61,6 +70,29 @@ def test_what_is_recorded_is_all_that_changes_the_result():
     for field in FIELDS:
         if field.name != "windows_per_batch":
             assert field.name in SamplingOptions().recorded()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_go_before_the_model_and_flags_before_both(tmp_path, preset):
+    assert load_model_defaults(tmp_path, preset) == PRESETS[preset]
+    (tmp_path / "inference_defaults.json").write_text('{"num_inference_steps": 7, "shared_noise": 0.5}')
+    files = ["--model_dir", str(tmp_path), "--reference_image_path", "a", "--audio_path", "b", "--preset", preset]
+    options = parse_arguments(files).sampling
+    assert {name: getattr(options, name) for name in PRESETS[preset]} == PRESETS[preset]
+    assert options.shared_noise == 0.5
+    options = parse_arguments([*files, "--num_inference_steps", "25", "--guidance_scale", "3.5"]).sampling
+    assert (options.num_inference_steps, options.guidance_scale) == (25, 3.5)
+    assert options.sampling == PRESETS[preset]["sampling"]
+
+
+def test_no_such_preset(tmp_path):
+    with pytest.raises(InputError, match="^preset=quick: must be one of released, fast, live"):
+        load_model_defaults(tmp_path, "quick")
+
+
+def test_released_is_what_the_table_says():
+    defaults = SamplingOptions()
+    assert all(getattr(defaults, name) == value for name, value in PRESETS["released"].items())
 
 
 def test_a_model_may_set_what_is_its_own(tmp_path):

@@ -20,7 +20,7 @@ from vexpress.cli.program import set_up_logging, torchrun_processes
 from vexpress.errors import InputError
 from vexpress.evaluation.settings import LANDMARKS, Settings
 from vexpress.fields import check_range
-from vexpress.options import SamplingOptions, load_model_defaults, option_fields
+from vexpress.options import PRESET_HELP, PRESETS, SamplingOptions, load_model_defaults, option_fields
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,9 @@ def build_parser(meters: Mapping[str, Callable]) -> ArgumentParser:
     add_adapter_flags(how)
     how.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
     how.add_argument("--gpu_id", type=int, default=0, help="index of the CUDA device")
-    add_options(parser.add_argument_group("generation; unset: what the model suggests"), GENERATION, default=SUPPRESS)
+    sampling = parser.add_argument_group("generation; unset: what the model suggests")
+    sampling.add_argument("--preset", choices=PRESETS, help=PRESET_HELP)
+    add_options(sampling, GENERATION, default=SUPPRESS)
     return parser
 
 
@@ -87,9 +89,10 @@ def parse_arguments(arguments: list[str] | None, meters: Mapping[str, Callable])
         raise InputError("no such folder", "model_dir", args.model_dir)
     given = {field.name: getattr(args, field.name) for field in GENERATION if hasattr(args, field.name)}
     generates = args.model_dir is not None and args.meta_path is not None
-    if given and not generates:
-        raise InputError(f"`{next(iter(given))}` says how to generate, which needs `meta_path` and `model_dir`")
-    args.sampling = SamplingOptions(**load_model_defaults(args.model_dir) | given) if generates else None
+    if (given or args.preset) and not generates:
+        name = next(iter(given), "preset")
+        raise InputError(f"`{name}` says how to generate, which needs `meta_path` and `model_dir`")
+    args.sampling = SamplingOptions(**load_model_defaults(args.model_dir, args.preset) | given) if generates else None
     args.generated_dir = args.generated_dir or args.output_dir / "generated"
     args.output_dir.mkdir(parents=True, exist_ok=True)
     return args

@@ -9,7 +9,7 @@ import os
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vexpress.cli.adapters import add_adapter_flags
 from vexpress.cli.parser import ArgumentParser, add_options
@@ -17,12 +17,22 @@ from vexpress.cli.program import set_up_logging, torchrun_processes
 from vexpress.errors import InputError
 from vexpress.files import check_output_path, replacing
 from vexpress.model_folder import EMBEDDED_MODEL_DIR, LAYOUT, ModelPaths
-from vexpress.options import CALL, MotionOptions, SamplingOptions, load_model_defaults, option_fields
+from vexpress.options import (
+    CALL,
+    PRESET_HELP,
+    PRESETS,
+    MotionOptions,
+    SamplingOptions,
+    load_model_defaults,
+    option_fields,
+)
 from vexpress.provenance import check_signing, sign_video, video_metadata
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
+    from vexpress.cli.frames_bar import TerminalPipeline
     from vexpress.request import ClipInputs
 
 logger = logging.getLogger("vexpress")
@@ -65,6 +75,12 @@ def build_parser() -> ArgumentParser:
         model.add_argument(f"--{name}", help=f"in place of MODEL_DIR/{place}")
     add_adapter_flags(model)
 
+    model.add_argument(
+        "--vae_decoder_path",
+        help="folder of an image autoencoder that decodes in place of the model's: a tiny one, such as "
+        "MODEL_DIR/taesd of `vexpress download --only taesd`, is faster and a little less exact",
+    )
+
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
     machine.add_argument("--gpu_id", type=int, default=0, help="index of the CUDA device")
@@ -75,6 +91,7 @@ def build_parser() -> ArgumentParser:
     machine.add_argument("--compile", action="store_true", help="torch.compile the denoising UNet")
 
     sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--preset", choices=PRESETS, help=PRESET_HELP)
     add_options(sampling, option_fields())
     sampling.add_argument(
         "--standard_audio_sampling_rate", type=int, default=SAMPLING_RATE_HZ, help="Hz, of the audio encoder"
@@ -92,7 +109,8 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
     args = parser.parse_args(arguments)
     is_embedded = args.model_dir is None and not DEFAULT_MODEL_DIR.exists()
     model_dir = args.model_dir or (EMBEDDED_MODEL_DIR if is_embedded else DEFAULT_MODEL_DIR)
-    parser.set_defaults(**load_model_defaults(model_dir), model_dir=model_dir, is_embedded=is_embedded)
+    defaults = load_model_defaults(model_dir, args.preset)
+    parser.set_defaults(**defaults, model_dir=model_dir, is_embedded=is_embedded)
     args = parser.parse_args(arguments)
     no_inputs = args.reference_image_path is None and args.audio_path is None
     if no_inputs and Path(model_dir).resolve() == EMBEDDED_MODEL_DIR:
@@ -181,13 +199,40 @@ def write_contact_sheet(
         Image.fromarray(sheet).save(temporary, format="PNG")
 
 
+def load_pipeline(
+    args: Namespace, paths: ModelPaths, device: "torch.device", dtype: "torch.dtype", loaded: dict[str, Any]
+) -> "TerminalPipeline":
+    """The networks, where the flags want them; `loaded` are parts that are there already.
+
+    Raises:
+        InputError: a file is missing or does not fit, or the audio encoder hears at another rate.
+    """
+    from vexpress.cli.frames_bar import TerminalPipeline
+
+    options, where = args.sampling, "cpu" if args.save_gpu_memory else device
+    pipeline = TerminalPipeline.from_released(
+        paths, dtype, where, options.test_stage, options.scheduler, args.vae_decoder_path, **loaded
+    )
+    rate = pipeline.audio_processor.sampling_rate
+    if args.standard_audio_sampling_rate != rate:
+        raise InputError(f"needs {rate}", "standard_audio_sampling_rate", args.standard_audio_sampling_rate)
+    pipeline.use_adapters(args.lora, check_base=not args.lora_any_base)
+    if args.save_gpu_memory:
+        pipeline.enable_model_cpu_offload(device=device)
+    if args.compile:
+        pipeline.denoising_unet.compile(fullgraph=True)
+    return pipeline
+
+
 def make_video(args: Namespace, rank: int) -> None:
     """The work, as one of the processes that share it; process 0 writes."""
+    import torch
+
+    from vexpress.cli.frames_bar import FramesBar
     from vexpress.devices import resolve_device, resolve_dtype
     from vexpress.media.mtcnn import load_face_detector
     from vexpress.media.sheets import frame_numbers, remember
     from vexpress.media.video import write_video
-    from vexpress.pipeline import VExpressPipeline
     from vexpress.request import Request, SpeechMotion, prepare_request
 
     # 1. inputs, before any network is loaded
@@ -198,26 +243,28 @@ def make_video(args: Namespace, rank: int) -> None:
     output_path, sheet_path = check_outputs(args, paths)
     request = Request(args.reference_image_path, args.audio_path, args.kps_path, args.motion)
     face_models = args.motion.face_models or ("insightface" if args.insightface_model_path else None)
+    loaded = {}
+
+    def build_motion() -> SpeechMotion:
+        motion = SpeechMotion(paths, device)
+        if dtype == torch.float32 and not args.save_gpu_memory:  # the pipeline's own, then, need not be read again
+            loaded.update(audio_encoder=motion.encoder, audio_processor=motion.processor)
+        return motion
+
     inputs = prepare_request(
         request,
         options,
         lambda: load_face_detector(face_models, paths.insightface_model_path, device),
-        (lambda: SpeechMotion(paths, device)) if paths.head_motion_path.exists() else None,
+        build_motion if paths.head_motion_path.exists() else None,
         paths.has_attributes,
     )
 
     # 2. networks
-    weights_device = "cpu" if args.save_gpu_memory else device
-    pipeline = VExpressPipeline.from_released(paths, dtype, weights_device, options.test_stage, options.scheduler)
+    pipeline = load_pipeline(args, paths, device, dtype, loaded)
     pipeline.set_progress_bar_config(disable=rank != 0)
-    pipeline.use_adapters(args.lora, check_base=not args.lora_any_base)
-    if args.save_gpu_memory:
-        pipeline.enable_model_cpu_offload(device=device)
-    if args.compile:
-        pipeline.denoising_unet.compile(fullgraph=True)
+    if rank == 0:
+        pipeline.bar = FramesBar(inputs.num_frames, options.sampling == "rolling")
     sampling_rate_hz = pipeline.audio_processor.sampling_rate
-    if args.standard_audio_sampling_rate != sampling_rate_hz:
-        raise InputError(f"needs {sampling_rate_hz}", "standard_audio_sampling_rate", args.standard_audio_sampling_rate)
 
     # 3. video
     size = inputs.portrait.size

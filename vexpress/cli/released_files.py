@@ -55,6 +55,14 @@ NEEDED_FILES: tuple[tuple[str, tuple[Source, ...]], ...] = (
     ("v-express", (_released("v-express/motion_module.bin"),)),
     ("v-express", (_released("v-express/v_kps_guider.bin"),)),
     ("v-express", (_released("v-express/audio_projection.bin"),)),
+    ("taesd", (_upstream("madebyollin/taesd", "config.json", "taesd"),)),
+    (
+        "taesd",
+        (
+            _upstream("madebyollin/taesd", "diffusion_pytorch_model.safetensors", "taesd"),
+            _upstream("madebyollin/taesd", "diffusion_pytorch_model.bin", "taesd"),
+        ),
+    ),
     ("evaluation", (Source("ByteDance/LatentSync", "auxiliary/syncnet_v2.model", "evaluation/syncnet_v2.model"),)),
     (
         "evaluation",
@@ -64,6 +72,6 @@ NEEDED_FILES: tuple[tuple[str, tuple[Source, ...]], ...] = (
         ),
     ),
 )
-ON_REQUEST = ("evaluation",)
+ON_REQUEST = ("taesd", "evaluation")
 """Parts that are fetched only if they are asked for: inference does not need them."""
 PARTS = tuple(dict.fromkeys(part for part, _ in NEEDED_FILES))

@@ -34,6 +34,7 @@ SAMPLER_ORDER = (
     *("context_frames", "context_overlap", "num_pad_audio_frames", "median_filter", "denoise_threshold"),
     *("windows_per_batch", "kps_extend", "sampling", "motion", "motion_strength", "kps_smoothing"),
     *("blink", "gaze", "brows", "smile"),
+    *("guidance_interval", "deep_block_interval"),
 )
 """Workflows hold the values of widgets by position: this order is for ever, and new options come after it."""
 

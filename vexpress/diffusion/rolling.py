@@ -13,7 +13,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from vexpress.diffusion.guidance import Denoise
+from vexpress.diffusion.guidance import Carried, Denoise
 from vexpress.diffusion.sampling import OnStep, step_options
 
 NoiseSource = Callable[[int], Tensor]
@@ -64,11 +64,13 @@ def roll(
             share = share.to(latents)
 
         # 2. denoise it
-        levels = [latents]
+        levels, carried = [latents], Carried()
         for step, timestep in enumerate(solver.timesteps):
             if interrupted():
                 break
-            prediction = denoise(solver.scale_model_input(latents, timestep), timestep, [window]).to(latents)
+            carried.step = step
+            noisy = solver.scale_model_input(latents, timestep)
+            prediction = denoise(noisy, timestep, [window], [carried]).to(latents)
             latents = solver.step(prediction, timestep, latents, **options).prev_sample
             if num_shared:
                 latents[:, :, :num_shared].lerp_(held[step + 1], 1 - share)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from vexpress.diffusion.guidance import Denoise
+from vexpress.diffusion.guidance import Carried, Denoise
 from vexpress.diffusion.schedule import steps_at_random
 from vexpress.diffusion.windows import WindowAverage
 
@@ -62,6 +62,7 @@ def sample(
     else:
         schedulers = [copy.deepcopy(scheduler) for _ in windows]
     options = step_options(scheduler, generator)
+    carried = [Carried() for _ in windows]
     num_at_once = windows_per_batch * group_rank()[1]
 
     for step, timestep in enumerate(scheduler.timesteps):
@@ -74,7 +75,10 @@ def sample(
                 schedulers[first + i].scale_model_input(latents[:, :, window], timestep)
                 for i, window in enumerate(some)
             ]
-            predictions = _predict(denoise, noisy, timestep, some, on_window)
+            for window in carried[first : first + num_at_once]:
+                window.step = step
+            predictions = _predict(denoise, noisy, timestep, some, carried[first : first + num_at_once])
+            on_window(len(range(group_rank()[0], len(some), group_rank()[1])))
             for i, window in enumerate(some, first):
                 average.add(predictions[i - first], window)
                 frames = slice(average.first_frame, stops[i])
@@ -103,17 +107,14 @@ def _predict(
     noisy: Sequence[Tensor],
     timestep: Tensor,
     windows: list[list[int]],
-    on_window: Callable[[int], None],
+    carried: list[Carried],
 ) -> Tensor:
     """Predicts some windows (k c f h w), this process its share of them."""
     rank, num_processes = group_rank()
     predictions = noisy[0].new_zeros(len(windows), *noisy[0].shape[1:])
-    own = range(rank, len(windows), num_processes)
-    if own:
-        predictions[list(own)] = denoise(torch.cat([noisy[i] for i in own]), timestep, [windows[i] for i in own]).to(
-            predictions
-        )
-        on_window(len(own))
+    if own := list(range(rank, len(windows), num_processes)):
+        inputs = (torch.cat([noisy[i] for i in own]), timestep, [windows[i] for i in own], [carried[i] for i in own])
+        predictions[own] = denoise(*inputs).to(predictions)
     if num_processes > 1:  # others' rows are zeros, so this sum is a gather, and exact
         dist.all_reduce(predictions)
     return predictions

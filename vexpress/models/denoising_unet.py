@@ -182,20 +182,31 @@ class DenoisingUNet(ModelMixin, ConfigMixin):
             audio_kv = {block.path: block.attn2.project_kv(tokens) for block in blocks}
         return Conditions(kps_features, reference_kv, audio_kv, **weights_and_masks)
 
-    def forward(self, latents: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        conditions: Conditions,
+        deep: Tensor | None = None,
+        returns_deep: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Predicts from noisy latents.
 
         Args:
             latents: (b c f h w).
             timestep: (b,) or (1,) or scalar, 0 to 999.
             conditions: from `prepare_conditions`; `Conditions()` drops them all.
+            deep: what the blocks below the first level gave at another step, ((b f) d h/2 w/2); they are not run.
+            returns_deep: return that of this step, too.
 
         Returns:
-            (b c f h w).
+            (b c f h w), and with `returns_deep` what a later step takes as `deep`.
 
         Raises:
-            ValueError: more frames than positions.
+            ValueError: more frames than positions, or deep blocks of a network that has one level.
         """
+        if (deep is not None or returns_deep) and len(self.up_blocks) < 2:
+            raise ValueError("this network has one level, and so no deep blocks")
         num_videos, _, num_frames = latents.shape[:3]
         if num_frames > self.config.motion_max_seq_length:
             raise ValueError(
@@ -214,18 +225,24 @@ class DenoisingUNet(ModelMixin, ConfigMixin):
         if conditions.kps_features is not None:
             x = x + rearrange(conditions.kps_features, "b c f h w -> (b f) c h w")
 
-        # 2. down, middle, up
+        # 2. down, middle, up; or the first level alone, around what the others gave
         skips = [x]
-        for block in self.down_blocks:
-            x, block_skips = block(x, temb, conditions, num_frames)
-            skips += block_skips
-        x = self.mid_block(x, temb, conditions, num_frames)
-        for block in self.up_blocks:
-            x = block(x, skips, temb, conditions, num_frames)
+        if deep is None:
+            for block in self.down_blocks:
+                x, block_skips = block(x, temb, conditions, num_frames)
+                skips += block_skips
+            x = self.mid_block(x, temb, conditions, num_frames)
+            for block in self.up_blocks[:-1]:
+                x, deep = block(x, skips, temb, conditions, num_frames)
+        else:
+            skips += self.down_blocks[0](x, temb, conditions, num_frames)[1][:-1]  # without the halved one
+            x = self.up_blocks[-2].double(deep, skips)
+        x, _ = self.up_blocks[-1](x, skips, temb, conditions, num_frames)
 
         # 3. last convolution
         x = self.conv_out(silu(self.conv_norm_out(x)))
-        return rearrange(x, "(b f) c h w -> b c f h w", f=num_frames)
+        prediction = rearrange(x, "(b f) c h w -> b c f h w", f=num_frames)
+        return (prediction, deep) if returns_deep else prediction
 
 
 def _per_frame(keep: Tensor | None) -> Tensor | None:

@@ -138,11 +138,16 @@ class UpBlock(UNetBlock):
         self.motion_modules = nn.ModuleList(config.motion(out_channels) for _ in widths)
         self.upsamplers = nn.ModuleList([Upsample2D(out_channels, use_conv=True)] if upsample else [])
 
-    def forward(self, x: Tensor, skips: list[Tensor], temb: Tensor, conditions: Conditions, num_frames: int) -> Tensor:
-        """Takes its skip connections off the end of `skips`."""
+    def forward(
+        self, x: Tensor, skips: list[Tensor], temb: Tensor, conditions: Conditions, num_frames: int
+    ) -> tuple[Tensor, Tensor]:
+        """Takes its skip connections off the end of `skips`; returns the output, and that before the doubling."""
         for i in range(len(self.resnets)):
             x = self.layer(i, torch.cat([x, skips.pop()], dim=1), temb, conditions, num_frames)
+        return self.double(x, skips), x
+
+    def double(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        """Doubles to the size of the next skip, which at odd latent sizes is not twice this one's."""
         for upsampler in self.upsamplers:
-            # The size of the next skip, which at odd latent sizes is not twice this one's.
             x = upsampler(x, output_size=skips[-1].shape[-2:])
         return x

@@ -71,6 +71,9 @@ class PipelineDenoising(PipelineAdapters):
         if min(num_frames, options.context_frames) > most_frames:
             problem = f"this model's motion modules take windows of up to {most_frames} frames"
             raise InputError(problem, "context_frames", options.context_frames)
+        if options.deep_block_interval > 1 and len(self.denoising_unet.up_blocks) < 2:
+            problem = "must be 1: this model's UNet has one level"
+            raise InputError(problem, "deep_block_interval", options.deep_block_interval)
         if options.sampling == "rolling" and options.windows_per_batch != 1:
             problem = "goes with `sampling` joint; rolling sampling has one window at a time"
             raise InputError(problem, "windows_per_batch", options.windows_per_batch)
@@ -133,10 +136,17 @@ class PipelineDenoising(PipelineAdapters):
         """The denoising UNet with guidance."""
         device, dtype = self._execution_device, self.denoising_unet.dtype
 
-        def predict(noisy: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
-            return self.denoising_unet(noisy.to(device, dtype), timestep.to(device), conditions=conditions)
+        def predict(noisy: Tensor, timestep: Tensor, conditions: Conditions, **deep: Any) -> Any:
+            return self.denoising_unet(noisy.to(device, dtype), timestep.to(device), conditions=conditions, **deep)
 
-        return guided(predict, conditions_of, options.guidance_scale, options.guidance)
+        return guided(
+            predict,
+            conditions_of,
+            options.guidance_scale,
+            options.guidance,
+            guidance_interval=options.guidance_interval,
+            deep_block_interval=options.deep_block_interval,
+        )
 
     def _sample_joint(
         self,

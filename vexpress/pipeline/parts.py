@@ -38,6 +38,7 @@ class PipelineParts(DiffusionPipeline):
 
     Args:
         vae: image autoencoder.
+        vae_decoder: one that decodes in its place, of latents at the same scale; None: `vae` does.
         reference_net: portrait latents -> features.
         denoising_unet: predicts a window of frames.
         v_kps_guider: keypoint images -> features.
@@ -53,9 +54,9 @@ class PipelineParts(DiffusionPipeline):
     Source: paper section 3.
     """
 
-    model_cpu_offload_seq = "audio_encoder->audio_projection->reference_net->denoising_unet->vae"
+    model_cpu_offload_seq = "audio_encoder->audio_projection->reference_net->denoising_unet->vae->vae_decoder"
     _exclude_from_cpu_offload = ["v_kps_guider"]  # small, and works between windows
-    _optional_components = ["attribute_projection"]
+    _optional_components = ["attribute_projection", "vae_decoder"]
     _callback_tensor_inputs = list(inputs.TENSOR_INPUTS)
     model_paths: ModelPaths | None = None  # of the files that `from_released` has read
 
@@ -70,6 +71,7 @@ class PipelineParts(DiffusionPipeline):
         audio_processor: Wav2Vec2FeatureExtractor,
         scheduler: SchedulerMixin,
         attribute_projection: AttributeProjection | None = None,
+        vae_decoder: Autoencoder | None = None,
     ):
         super().__init__()
         self.register_modules(
@@ -82,6 +84,7 @@ class PipelineParts(DiffusionPipeline):
             audio_processor=audio_processor,
             scheduler=scheduler,
             attribute_projection=attribute_projection,
+            vae_decoder=vae_decoder,
         )
         self.downsampling = vae_downsampling(vae)
         if v_kps_guider.downsampling != self.downsampling:
@@ -119,6 +122,7 @@ class PipelineParts(DiffusionPipeline):
         device: torch.device | str = "cpu",
         test_stage: str = "stage_3",
         scheduler: str | SchedulerMixin = "ddim",
+        vae_decoder_path: str | PathLike | None = None,
         **parts: Any,
     ) -> "PipelineParts":
         """Loads files in the released layout.
@@ -129,10 +133,11 @@ class PipelineParts(DiffusionPipeline):
             device: where weights are read to; "cpu" if model offloading will be enabled.
             test_stage: "stage_1" silences audio attention and motion modules, which that stage has not trained.
             scheduler: a sampler, or its name.
+            vae_decoder_path: folder of the image autoencoder that decodes; None: the one that encodes.
             parts: what is used in place of files, by the names of `__init__`'s arguments.
 
         Raises:
-            InputError: a file is missing or does not fit, or there is no such part.
+            InputError: a file is missing or does not fit, the decoder has other latents, or there is no such part.
         """
         names = cls._get_signature_keys(cls)[0]
         if unknown := [name for name in parts if name not in names]:
@@ -142,6 +147,12 @@ class PipelineParts(DiffusionPipeline):
         loaded = {"scheduler": scheduler, **load_networks(paths, dtype, device, test_stage)}
         if "vae" not in parts:
             loaded["vae"] = load_vae(paths.vae_path, dtype, device)
+        if vae_decoder_path is not None:
+            loaded["vae_decoder"] = load_vae(vae_decoder_path, dtype, device, "vae_decoder_path")
+            kinds = [_latent_kind(vae) for vae in (loaded["vae_decoder"], parts.get("vae") or loaded["vae"])]
+            if kinds[0] != kinds[1]:
+                problem = "decodes latents of {} px and {} channels, and the model has {} px and {} channels"
+                raise InputError(problem.format(*kinds[0], *kinds[1]), "vae_decoder_path", vae_decoder_path)
         if not {"audio_encoder", "audio_processor"} <= set(parts):
             encoder, processor = load_audio_encoder(paths.audio_encoder_path, dtype, device)
             loaded |= {"audio_encoder": encoder, "audio_processor": processor}
@@ -224,11 +235,13 @@ class PipelineParts(DiffusionPipeline):
             (3 H W) float32 in 0..1 on the CPU, one frame after the other.
         """
 
+        vae = self.vae_decoder or self.vae
+
         def decoded() -> Iterator[Tensor]:
             for piece in [latents] if isinstance(latents, Tensor) else latents:
                 for part in rearrange(piece, "1 c f h w -> f c h w").split(FRAMES_PER_BATCH):
-                    part = unscale_latents(self.vae, part.to(self._execution_device, self.vae.dtype))
-                    yield from (self.vae.decode(part).sample.float() / 2 + 0.5).clamp(0, 1)
+                    part = unscale_latents(vae, part.to(self._execution_device, vae.dtype))
+                    yield from (vae.decode(part).sample.float() / 2 + 0.5).clamp(0, 1)
 
         frames = decoded()
         if median_filter:
@@ -238,3 +251,8 @@ class PipelineParts(DiffusionPipeline):
         for frame in frames:
             yield frame.cpu()
         self.maybe_free_model_hooks()
+
+
+def _latent_kind(vae: Autoencoder) -> tuple[int, int]:
+    """Pixels per latent along each side, and channels."""
+    return vae_downsampling(vae), vae.config.latent_channels

@@ -155,7 +155,7 @@ class Consistency(Distillation):
         # 2. its moving average, after a step of the teacher, from where the frames before it are held to the true ones
         with torch.no_grad():
             told = {**batch.conditions, "attribute_keep": parts.attribute_keep}
-            guided = self.teacher.denoiser(told)(noisy, now, [])
+            guided = self.teacher.denoiser(told)(noisy, now, [], [])
             stepped = self.clean(guided, noisy, now)
             noise = self.noise_of(guided, noisy, now)
             after = scheduler.add_noise(stepped, noise, later)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vexpress.diffusion.guidance import DROPPED, Denoise
+from vexpress.diffusion.guidance import DROPPED, Carried, Denoise
 from vexpress.diffusion.rolling import roll
 from vexpress.diffusion.schedule import DETERMINISTIC, build_scheduler
 from vexpress.errors import InputError
@@ -109,7 +109,7 @@ class Teacher:
             dropped = {"audio_keep": torch.zeros_like(keep), "any_keep": keep}
             without = self.networks.prepare_conditions(**conditions, **weights, **dropped)
 
-        def denoise(noisy: Tensor, timestep: Tensor, windows: list[list[int]]) -> Tensor:
+        def denoise(noisy: Tensor, timestep: Tensor, windows: list[list[int]], carried: list[Carried]) -> Tensor:
             inputs = noisy.to(unet.dtype), timestep.to(noisy.device)
             conditional = unet(*inputs, with_all).float()
             if options.guidance_scale == 1:

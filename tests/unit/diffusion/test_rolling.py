@@ -19,7 +19,7 @@ def noise_source(seed: int = 3):
     return lambda num_frames: torch.randn(1, 2, num_frames, 3, 3, generator=generator)
 
 
-def mixing(latents, timestep, windows):
+def mixing(latents, timestep, windows, carried):
     """Every frame depends on those before it."""
     return latents.cumsum(2).tanh()
 
@@ -50,7 +50,7 @@ def test_one_window_is_joint_sampling(name, num_frames):
 def test_every_frame_is_given_once(num_frames, context):
     """Each frame's latents become its number, if the network says so; overlapping windows agree on it."""
 
-    def numbered(latents, timestep, windows):
+    def numbered(latents, timestep, windows, carried):
         clean = torch.tensor(windows[0], dtype=torch.float32)[None, None, :, None, None].expand_as(latents)
         alpha = build_scheduler("ddim").alphas_cumprod[int(timestep)]
         noise = (latents - alpha.sqrt() * clean) / (1 - alpha).sqrt()
@@ -71,9 +71,9 @@ def test_frames_do_not_depend_on_those_that_follow_their_next_window(name):
 def test_frames_leave_as_soon_as_their_window_is_done():
     predicted = []
 
-    def denoise(latents, timestep, windows):
+    def denoise(latents, timestep, windows, carried):
         predicted.append(windows[0][0])
-        return mixing(latents, timestep, windows)
+        return mixing(latents, timestep, windows, carried)
 
     endless = ([first + i for i in range(6)] for first in itertools.count(0, 4))
     parts = roll(denoise, endless, noise_source(), scheduler_of(), 2)
@@ -88,7 +88,7 @@ def test_overlap_fades_from_one_window_into_the_next():
     assert fade(5, 2).flatten().tolist() == pytest.approx([0, 0, 0, 1 / 3, 2 / 3])
     assert fade(0, 2).numel() == 0
 
-    def by_window(latents, timestep, windows):
+    def by_window(latents, timestep, windows, carried):
         """A v-prediction that leads to 0 in the first window and to 1 in the second."""
         clean = torch.full_like(latents, float(windows[0][0] > 0))
         alpha = build_scheduler("ddim").alphas_cumprod[int(timestep)]

@@ -19,7 +19,7 @@ def test_a_perfect_denoiser_gives_back_the_clip(name):
     clip = torch.randn(1, 4, 11, 2, 2, generator=torch.Generator().manual_seed(0))
     alphas = build_scheduler("ddim").alphas_cumprod
 
-    def denoise(latents, timestep, windows):
+    def denoise(latents, timestep, windows, carried):
         true = torch.cat([clip[:, :, window] for window in windows])
         alpha = alphas[int(timestep)]
         noise = (latents - alpha.sqrt() * true) / (1 - alpha).sqrt()
@@ -37,7 +37,7 @@ def run(windows_per_batch: int = 1, on_step=None, seed: int = 0, name: str = "dd
     scheduler.set_timesteps(4)
     noise = torch.randn(1, 2, 10, 2, 2, generator=torch.Generator().manual_seed(3)) * scheduler.init_noise_sigma
     return sample(
-        lambda latents, timestep, windows: latents.cumsum(2).tanh(),
+        lambda latents, timestep, windows, carried: latents.cumsum(2).tanh(),
         noise,
         scheduler,
         context_windows(10, 4, 2),
@@ -74,7 +74,7 @@ def whole_clip_sample(denoise, latents, scheduler, windows, generator=None):
         model_input = scheduler.scale_model_input(latents, timestep)
         total, count = torch.zeros_like(latents), torch.zeros(latents.shape[2], 1, 1)
         for window in windows:
-            total[:, :, window] += denoise(model_input[:, :, window], timestep, [window])
+            total[:, :, window] += denoise(model_input[:, :, window], timestep, [window], [])
             count[window] += 1
         options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         latents = scheduler.step(total / count, timestep, latents, **options).prev_sample
@@ -91,7 +91,7 @@ def test_frames_that_step_apart_are_those_that_step_together(name, num_frames):
         scheduler.set_timesteps(5)
         noise = torch.randn(1, 2, num_frames, 3, 5, generator=torch.Generator().manual_seed(3))
         windows = context_windows(num_frames, 6, 4)
-        arguments = (lambda latents, timestep, windows: latents.cumsum(2).tanh(), noise, scheduler, windows)
+        arguments = (lambda latents, timestep, windows, carried: latents.cumsum(2).tanh(), noise, scheduler, windows)
         return function(*arguments, generator=torch.Generator().manual_seed(1))
 
     assert torch.equal(run_with(sample), run_with(whole_clip_sample))
@@ -103,7 +103,7 @@ def test_interruption_ends_after_the_step():
     scheduler.set_timesteps(4)
     noise = torch.randn(1, 2, 10, 2, 2)
     sample(
-        lambda latents, timestep, windows: latents,
+        lambda latents, timestep, windows, carried: latents,
         noise,
         scheduler,
         context_windows(10, 4, 2),

@@ -1,5 +1,7 @@
 """Properties of the denoising UNet that hold for any weights."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -184,6 +186,22 @@ def test_gradient_checkpointing_gives_the_same_gradients(inputs):
     for plain, checkpointed in zip(gradients(False), gradients(True), strict=True):
         assert plain.abs().max() > 0
         assert tiny.relative_error(checkpointed, plain) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(8, 8), (9, 11)])
+def test_deep_blocks_of_another_step_take_the_place_of_this_ones(unet, size):
+    latents, timestep = torch.randn(1, 4, 2, *size), torch.tensor(7)
+    plain = unet(latents, timestep, Conditions())
+    whole, deep = unet(latents, timestep, Conditions(), returns_deep=True)
+    assert torch.equal(whole, plain)
+    without = copy.deepcopy(unet)
+    for block in (*without.down_blocks[1:], without.mid_block, *without.up_blocks[:-2]):
+        for parameter in block.parameters():
+            parameter.fill_(torch.nan)  # so that whatever runs it shows
+    shallow, same = without(latents, timestep, Conditions(), deep=deep, returns_deep=True)
+    assert torch.equal(shallow, plain) and same is deep
+    assert not torch.equal(unet(latents, timestep, Conditions(), deep=2 * deep), plain)
 
 
 def test_compiles_as_one_graph(unet, inputs):

@@ -81,7 +81,7 @@ def test_inputs_are_those_of_rolling_sampling(num_steps):
         seen[kind].append(noisy)
         return velocity_to(noisy.roll(1, dims=2).tanh(), noisy, timesteps)
 
-    def denoise(noisy, timestep, windows):
+    def denoise(noisy, timestep, windows, carried):
         if windows == [[0, 1, 2, 3]]:
             return velocity_to(target[:, :, :4], noisy, timestep)
         return student(noisy, timestep, "rolling")
