@@ -6,16 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vexpress.benchmarks import full_run, loading, startup
+from vexpress.benchmarks import flops, full_run, loading, presets, startup
 from vexpress.benchmarks.measuring import Stopwatch, Table, take_turns
 from vexpress.benchmarks.random_networks import build_pipeline
-from vexpress.benchmarks.settings import BENCHMARKS, FullRunSettings, StartupSettings, UNetSettings
+from vexpress.benchmarks.settings import BENCHMARKS, FlopsSettings, FullRunSettings, StartupSettings, UNetSettings
 from vexpress.benchmarks.unet import build_denoisers
 from vexpress.cli import benchmark
 from vexpress.cli.program import run_program
+from vexpress.diffusion.guidance import Carried
 from vexpress.errors import InputError
 from vexpress.model_folder import ModelPaths
-from vexpress.options import SamplingOptions
+from vexpress.options import PRESETS, SamplingOptions
 from vexpress.weights import load_networks
 
 CPU = torch.device("cpu")
@@ -55,7 +56,7 @@ def test_conditions_of_the_denoising_step_count():
     torch.manual_seed(0)
     with torch.no_grad():
         latents, denoisers = build_denoisers(settings, CPU, torch.float32)
-        step = (latents, torch.tensor(499), [[0, 1]])
+        step = (latents, torch.tensor(499), [[0, 1]], [Carried()])
         guided, conditional = denoisers["plain"](*step), denoisers["guidance 1"](*step)
     assert float((guided - conditional).norm() / guided.norm()) > 0.05
 
@@ -125,6 +126,43 @@ def test_data(capsys):
         assert float(per_second) > 0
         assert float(ratio) > 0
         assert int(difference) == 0
+
+
+def test_arithmetic_is_counted_by_kind_and_adds_up():
+    made = flops.measure(FlopsSettings(size="tiny", width=64, height=72))
+    assert made.header == ["TFLOP per frame of 64x72", *PRESETS]
+    columns = {name: {row[0]: float(row[place]) for row in made.rows} for place, name in enumerate(PRESETS, 1)}
+    for column in columns.values():
+        parts = [*flops.KINDS, flops.REST, "conditions", "VAE's decoder"]
+        assert all(column[kind] > 0 for kind in parts)
+        assert sum(column[kind] for kind in parts) == pytest.approx(column["sum"], rel=1e-2)
+    assert columns["released"]["passes, whole"] == 50
+    assert [columns["fast"][name] for name in ("passes, whole", "passes, first level alone")] == [12, 6]
+    assert columns["live"]["passes, whole"] == 2
+    assert columns["released"]["sum"] > columns["fast"]["sum"] > columns["live"]["sum"]
+
+
+def test_a_pass_with_the_first_level_alone_costs_less():
+    frame = flops.ReleasedFrame(
+        FlopsSettings(size="tiny", width=64, height=64), SamplingOptions(context_frames=2, context_overlap=0)
+    )
+    whole, shallow = frame.of_pass((True, True)), frame.of_pass((True, False))
+    assert 0.2 < shallow[""] / whole[""] < 0.8
+    assert frame.of_pass((False, True))["reference attention"] == 0 < whole["reference attention"]
+
+
+def test_presets_and_a_live_stream(capsys, monkeypatch):
+    monkeypatch.setattr(presets, "PRESETS", {name: {"num_inference_steps": 1} for name in ("released", "other")})
+    monkeypatch.setattr(presets, "SCALES", (1,))
+    benchmark.main(["presets", "--num_frames", "2", "--repeats", "1"])
+    rows = table(capsys)
+    assert rows["released"][1:] == ["1.000", "-"]
+    assert rows["other"][2] == "inf"  # the same sampler's frames
+    benchmark.main(["live", "--seconds", "1", "--num_inference_steps", "1", "--repeats", "1"])
+    rows = table(capsys)
+    assert float(rows["speech heard until then"][0].split()[0]) >= 0.5  # a window's, of 16 frames
+    per_second, factor = float(rows["frames per second"][0]), float(rows["real-time factor"][0])
+    assert per_second * factor == pytest.approx(30, rel=0.1)
 
 
 def test_startup(capsys, monkeypatch):

@@ -5,20 +5,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from vexpress.benchmarks.demo_clip import DemoClip
 from vexpress.benchmarks.measuring import Table, process_memory
 from vexpress.benchmarks.settings import MemorySettings
 from vexpress.diffusion.sampling import sample
 from vexpress.diffusion.schedule import build_scheduler
 from vexpress.diffusion.windows import context_windows
-from vexpress.media.audio import load_audio
-from vexpress.media.images import load_image
-from vexpress.media.keypoints import load_kps
-from vexpress.model_folder import EMBEDDED_MODEL_DIR
-from vexpress.options import SamplingOptions, load_model_defaults
-from vexpress.pipeline import VExpressPipeline
 
 SAMPLE_SECONDS = 5.0  # of video between two looks at memory
 MB = 1e6
@@ -26,16 +20,8 @@ MB = 1e6
 
 def demo_stream(minutes: int, motion: str, num_inference_steps: int) -> Iterator[tuple[np.ndarray, float]]:
     """Frames of the demo pack's portrait, which says its sentence again and again, with rolling sampling."""
-    pipeline = VExpressPipeline.from_pretrained(EMBEDDED_MODEL_DIR)
-    pipeline.set_progress_bar_config(disable=True)
-    examples = EMBEDDED_MODEL_DIR / "examples"
-    rate = pipeline.audio_processor.sampling_rate
-    speech = load_audio(examples / "speech.wav").resampled_mono(rate)
-    options = SamplingOptions(**load_model_defaults(EMBEDDED_MODEL_DIR))
-    points = torch.as_tensor(load_kps(examples / "driving_kps.npz").kps).float()
-    portrait = load_image(examples / "portrait.png").resize(
-        (options.image_width, options.image_height), Image.Resampling.LANCZOS
-    )
+    clip = DemoClip.load()
+    rate, speech, points = clip.pipeline.audio_processor.sampling_rate, clip.speech, clip.kps
     repeated = itertools.chain.from_iterable(itertools.repeat(speech.split(rate // 5)))
     num_left = minutes * 60 * rate
 
@@ -50,12 +36,12 @@ def demo_stream(minutes: int, motion: str, num_inference_steps: int) -> Iterator
     def moving(number: int) -> Tensor:  # never quite the same, so that nothing is remembered
         return points[number % len(points)] + number * 1e-4
 
-    return pipeline.stream(
-        portrait,
+    return clip.pipeline.stream(
+        clip.portrait,
         chunks(),
         moving if motion == "moving" else points[0],
-        fps=options.fps,
-        options=options,
+        fps=clip.options.fps,
+        options=clip.options,
         num_inference_steps=num_inference_steps,
         guidance_scale=1.0,
     )

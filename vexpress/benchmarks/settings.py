@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from vexpress.fields import check_fields, option
-from vexpress.options import DTYPES, SCHEDULERS
+from vexpress.options import DTYPES, PRESETS, SCHEDULERS
 
 SIZES = ("released", "tiny")
 
@@ -91,6 +91,35 @@ class MemorySettings(_Settings):
     scheduler: str = option("ddim", "sampler of joint sampling", choices=SCHEDULERS)
 
 
+@dataclass(frozen=True)
+class FlopsSettings(_Settings):
+    """Counts the arithmetic of a frame with each preset."""
+
+    size: str = option("released", "size of the networks", choices=SIZES)
+    height: int = _pixels(512, "height")
+    width: int = _pixels(512, "width")
+
+
+@dataclass(frozen=True)
+class PresetsSettings(_Settings):
+    """Times the presets in turns at two sizes, and compares their frames with those of the release's sampling."""
+
+    model_dir: str | None = option(None, "folder of the model; unset: the embedded one", type=str)
+    num_frames: int = option(60, "frames of the video", low=1, high=10_000)
+    repeats: int = option(3, "timed turns, of which the median is shown", low=1, high=1000)
+
+
+@dataclass(frozen=True)
+class LiveSettings(_Settings):
+    """Streams a video of speech as it comes, and compares its making with its playing."""
+
+    model_dir: str | None = option(None, "folder of the model; unset: the embedded one", type=str)
+    preset: str = option("live", "how to sample", choices=tuple(PRESETS))
+    num_inference_steps: int | None = option(None, "denoising steps; unset: the preset's", low=1, high=1000, type=int)
+    seconds: float = option(10.0, "length of the speech", low=1, high=3600, unit="s")
+    repeats: int = option(3, "timed streams, of which medians are shown", low=1, high=1000)
+
+
 BENCHMARKS = {
     "unet": UNetSettings,
     "loading": LoadingSettings,
@@ -98,5 +127,8 @@ BENCHMARKS = {
     "data": DataSettings,
     "startup": StartupSettings,
     "memory": MemorySettings,
+    "flops": FlopsSettings,
+    "presets": PresetsSettings,
+    "live": LiveSettings,
 }
 """Module of this package -> its settings."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from vexpress.benchmarks.measuring import Table, gpu_peak, reset_gpu_peak, synchronize, take_turns
 from vexpress.benchmarks.random_networks import CONFIGS, build_network, pick_machine
 from vexpress.benchmarks.settings import UNetSettings
-from vexpress.diffusion.guidance import Denoise, guided
+from vexpress.diffusion.guidance import Carried, Denoise, guided
 from vexpress.models import Conditions
 
 DOWNSAMPLING = 8  # px per latent
@@ -46,7 +46,7 @@ def build_denoisers(
         return network(noisy, timestep, conditions=conditions)
 
     def two_passes(conditional: Callable[[], Conditions], unconditional: Callable[[], Conditions]) -> Denoise:
-        def denoise(noisy: Tensor, timestep: Tensor, windows: list[list[int]]) -> Tensor:
+        def denoise(noisy: Tensor, timestep: Tensor, windows: list[list[int]], carried: list[Carried]) -> Tensor:
             with_all = unet(noisy, timestep, conditions=conditional())
             without = unet(noisy, timestep, conditions=unconditional())
             return without + GUIDANCE_SCALE * (with_all - without)
@@ -75,7 +75,7 @@ def measure(settings: UNetSettings) -> Table:
 
     def run(denoise: Denoise) -> tuple[Tensor, str]:
         reset_gpu_peak(device)
-        output = denoise(latents, timestep, windows)
+        output = denoise(latents, timestep, windows, [Carried()])
         return output, gpu_peak(device)
 
     rows = {name: partial(run, denoise) for name, denoise in denoisers.items()}

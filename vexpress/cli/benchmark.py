@@ -5,6 +5,10 @@ vexpress benchmark loading     # peak memory of loading the networks; writes up 
 vexpress benchmark full_run    # the way from waveform to frames, part by part
 vexpress benchmark data        # reading training samples
 vexpress benchmark startup     # the command from its start, and default runs of two checkouts
+vexpress benchmark memory      # how it grows with a video's length
+vexpress benchmark flops       # arithmetic of a frame with each preset
+vexpress benchmark presets     # time of the presets, and how near their frames come to the release's sampling
+vexpress benchmark live        # frames per second, latency, and the ratio to playing time
 """
 
 import importlib
