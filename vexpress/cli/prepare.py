@@ -2,6 +2,7 @@
 
 vexpress prepare --input_dir raw --output_dir dataset --num_processes 4
 torchrun --nproc_per_node 8 scripts/prepare_dataset/prepare_dataset.py --input_dir raw --output_dir dataset
+vexpress prepare --input_dir raw --output_dir dataset --runner ray --ray_address 10.0.0.1:6379
 
 The same command goes on where it was cut off.
 """
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import set_up_logging
+from vexpress.errors import InputError
 from vexpress.fields import check_range
 from vexpress.model_folder import LAYOUT
 from vexpress.prepare.settings import PrepareSettings
 
 if TYPE_CHECKING:
     from vexpress.prepare.folder import Preparation
+    from vexpress.prepare.runner import Runner
 
 logger = logging.getLogger("prepare")
 
@@ -38,7 +41,13 @@ def build_parser() -> ArgumentParser:
         machine.add_argument(f"--{name}", type=Path, help=f"in place of MODEL_DIR/{LAYOUT[name]}")
     machine.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
     machine.add_argument("--gpu_id", type=int, default=0, help="with torchrun: of its process 0, the others follow")
-    machine.add_argument("--num_processes", type=int, default=1, help="processes here; with torchrun: of each process")
+    machine.add_argument("--runner", choices=("local", "ray"), default="local", help="this machine or a Ray cluster")
+    machine.add_argument(
+        "--num_processes",
+        type=int,
+        help="processes here, unset is 1; with torchrun: of each process; with Ray: of the cluster, unset is its CPUs",
+    )
+    machine.add_argument("--ray_address", help="HOST:PORT of a Ray cluster; unset: one is started here for this run")
     return parser
 
 
@@ -49,19 +58,38 @@ def build_preparation(args: Namespace) -> "Preparation":
         InputError: a flag that cannot be.
     """
     settings = PrepareSettings(**{field.name: getattr(args, field.name) for field in fields(PrepareSettings)})
-    check_range("num_processes", args.num_processes, 1, MAX_PROCESSES)
     from vexpress.devices import process_number, resolve_device
     from vexpress.prepare.folder import Preparation
 
-    device = resolve_device(args.device, args.gpu_id + process_number("LOCAL_RANK", 0))
+    device = args.device
+    if args.runner == "local":
+        device = str(resolve_device(device, args.gpu_id + process_number("LOCAL_RANK", 0)))
     return Preparation(
         input_dir=args.input_dir,
         output_dir=args.output_dir,
         settings=settings,
         insightface_model_path=args.insightface_model_path or args.model_dir / LAYOUT["insightface_model_path"],
         audio_encoder_path=args.audio_encoder_path or args.model_dir / LAYOUT["audio_encoder_path"],
-        device=str(device),
+        device=device,
     )
+
+
+def build_runner(args: Namespace, world_size: int) -> "Runner":
+    """Turns flags into where to do it.
+
+    Raises:
+        InputError: a flag that cannot be.
+    """
+    if args.num_processes is not None:
+        check_range("num_processes", args.num_processes, 1, MAX_PROCESSES)
+    if args.runner == "ray" and world_size > 1:
+        raise InputError("is one process that shares its work itself; start it without torchrun", "runner", "ray")
+    if args.runner != "ray" and args.ray_address is not None:
+        raise InputError("is used with `runner` ray only", "ray_address", args.ray_address)
+    from vexpress.prepare.runner import Runner
+
+    num_processes = args.num_processes or (None if args.runner == "ray" else 1)
+    return Runner(args.runner, num_processes, args.ray_address, uses_gpus=args.device != "cpu")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,13 +100,13 @@ def main(arguments: list[str] | None = None) -> None:
     """
     args = build_parser().parse_args(arguments)
     set_up_logging()
-    preparation = build_preparation(args)
     from vexpress.devices import process_number
     from vexpress.prepare.folder import prepare_folder
 
     rank, world_size = process_number("RANK", 0), process_number("WORLD_SIZE", 1)
+    runner, preparation = build_runner(args, world_size), build_preparation(args)
     try:
-        num_clips, reasons = prepare_folder(preparation, rank, world_size, args.num_processes)
+        num_clips, reasons = prepare_folder(preparation, rank, world_size, runner)
     except KeyboardInterrupt:
         logger.warning("videos that are done are kept, and the same command goes on from there")
         raise

@@ -18,12 +18,12 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from vexpress.devices import resolve_device
 from vexpress.errors import InputError
 from vexpress.files import read_json, remove, remove_leftovers, sync, temporary_path
 from vexpress.media.faces import find_model_dir
@@ -37,9 +37,10 @@ from vexpress.prepare.records import (
     record_paths,
     write_json,
 )
+from vexpress.prepare.runner import LOCAL, Runner
 from vexpress.prepare.settings import PrepareSettings
 from vexpress.prepare.source import MODEL_FIELDS, PrepareModels, prepare_source
-from vexpress.prepare.workers import run_workers
+from vexpress.prepare.workers import SourceFailed
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Preparation:
         settings: how to make clips.
         insightface_model_path: folder of the face models.
         audio_encoder_path: folder of the audio encoder.
-        device: a torch device.
+        device: a torch device; None takes what the machine has that loads the models.
     """
 
     input_dir: Path
@@ -62,7 +63,7 @@ class Preparation:
     settings: PrepareSettings
     insightface_model_path: Path
     audio_encoder_path: Path
-    device: str = "cpu"
+    device: str | None = "cpu"
 
     @property
     def clips_dir(self) -> Path:
@@ -70,7 +71,8 @@ class Preparation:
 
     def load_models(self) -> PrepareModels:
         """Loads what `prepare` runs; raises an InputError if that fails."""
-        return PrepareModels.load(self.insightface_model_path, self.audio_encoder_path, self.device)
+        device = self.device or str(resolve_device())
+        return PrepareModels.load(self.insightface_model_path, self.audio_encoder_path, device)
 
     def folder_of(self, source: Path) -> Path:
         """Where the clips of a source go: a name that is valid everywhere, and different for each path."""
@@ -98,26 +100,36 @@ class Preparation:
             InputError: a model cannot be used.
             OSError: the disk is full.
         """
+        try:
+            self.attempt(source, models, on_clip)
+        except SourceFailed as error:
+            logger.error("%s: failed, and will be tried again by the next run (%s)", source, error)
+            logger.debug("%s", source, exc_info=True)
+            self.record_failure(source, str(error))
+
+    def attempt(self, source: Path, models: PrepareModels, on_clip=lambda: None) -> None:
+        """As `prepare`, but an unexpected error is raised, so that another worker may try.
+
+        Raises:
+            SourceFailed: see above; nothing is left of the attempt.
+        """
         folder = self.folder_of(source)
+        if self.is_done(source):  # by a worker that ended before it could say so
+            return
         unfinished = temporary_path(folder)
         unfinished.mkdir(parents=True)
         try:
-            try:
-                result = prepare_source(source, unfinished, self.settings, models, on_clip)
-            except Exception as error:  # whatever a strange file makes the libraries raise must not stop the others
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise OSError(error.errno, error.strerror, str(folder)) from error  # the other name goes
-                if isinstance(error, InputError) and error.field in MODEL_FIELDS:  # no source would do better
-                    raise
-                detail = f"{type(error).__name__}: {error}"
-                logger.error("%s: failed, and will be tried again by the next run (%s)", source, detail)
-                logger.debug("%s", source, exc_info=True)
-                self.record_failure(source, detail)
-            else:
-                self._write_record(source, unfinished, result, failed=False)
-                remove(folder)  # of an older version of the source
-                unfinished.rename(folder)
-                sync(self.clips_dir)
+            result = prepare_source(source, unfinished, self.settings, models, on_clip)
+            self._write_record(source, unfinished, result, failed=False)
+            remove(folder)  # of an older version of the source
+            unfinished.rename(folder)
+            sync(self.clips_dir)
+        except Exception as error:  # whatever a strange file makes the libraries raise must not stop the others
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(error.errno, error.strerror, str(folder)) from error  # the other name goes
+            if isinstance(error, InputError) and error.field in MODEL_FIELDS:  # no source would do better
+                raise
+            raise SourceFailed(f"{type(error).__name__}: {error}") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -188,7 +200,7 @@ def check_settings(output_dir: Path, settings: dict[str, object]) -> None:
 
 
 def prepare_folder(
-    preparation: Preparation, rank: int = 0, world_size: int = 1, num_processes: int = 1
+    preparation: Preparation, rank: int = 0, world_size: int = 1, runner: Runner = LOCAL
 ) -> tuple[int, Counter]:
     """Prepares this process's share of the sources that are not done, and merges all records.
 
@@ -196,8 +208,7 @@ def prepare_folder(
         preparation: folders, settings, models.
         rank: of this process among `world_size` that were launched; each takes other sources. Only rank 0 shows a bar.
         world_size: number of launched processes, on all machines.
-        num_processes: processes that this one starts. With 2 or more, a source that crashes its process (as damaged
-            files can crash a decoder) is recorded as failed; with 1, it ends the run.
+        runner: where the work is done.
 
     Returns:
         Number of clips in the data set, and number of rejections by reason.
@@ -222,11 +233,11 @@ def prepare_folder(
         lock.share()
         sources = [source for source in sources[rank::world_size] if not preparation.is_done(source)]
         if sources:
-            _run(preparation, sources, num_processes, shows_bar=rank == 0)
+            _run(preparation, sources, runner, shows_bar=rank == 0)
         return merge_records(preparation.output_dir)
 
 
-def _run(preparation: Preparation, sources: list[Path], num_processes: int, shows_bar: bool) -> None:
+def _run(preparation: Preparation, sources: list[Path], runner: Runner, shows_bar: bool) -> None:
     with tqdm(total=len(sources), desc="prepare", unit="video", disable=not shows_bar) as bar:
         num_clips = itertools.count(1)
 
@@ -239,17 +250,6 @@ def _run(preparation: Preparation, sources: list[Path], num_processes: int, show
                 bar.set_postfix_str(f"{number} clips, {clips_per_second:.2f} clips/s")
 
         try:
-            if num_processes == 1:
-                _run_here(preparation, sources, show)
-            else:
-                run_workers(preparation, sources, num_processes, show)
+            runner.run(preparation, sources, show)
         finally:
             remove_leftovers(preparation.clips_dir)  # of workers that were ended
-
-
-def _run_here(preparation: Preparation, sources: list[Path], show: Callable[[str], None]) -> None:
-    """Calls show("clip") and show("source") when one is done."""
-    models = preparation.load_models()
-    for source in sources:
-        preparation.prepare(source, models, lambda: show("clip"))
-        show("source")

@@ -54,6 +54,11 @@ class PrepareModels:
         analyzer = FaceAnalyzer(insightface_model_path, device, MODULES)
         return cls(detector, analyzer, *load_audio_encoder(audio_encoder_path, device=device))
 
+    def encode_audio(self, waveform: Tensor) -> Tensor:
+        """Sound (n,) at the encoder's rate -> hidden states (m d) float32 on the CPU."""
+        with torch.inference_mode():
+            return encode_audio(self.audio_encoder, self.audio_processor, waveform).float().cpu()
+
 
 class Rejected(Exception):
     """A clip or a whole source is left out.
@@ -244,9 +249,7 @@ def write_clip(
         video_path.unlink()
         raise
     save_face_info(face_info_path, face_info)
-    with torch.inference_mode():
-        embeds = encode_audio(models.audio_encoder, models.audio_processor, waveform)
-    save_audio_embeds(audio_embeds_path, embeds.float().cpu())
+    save_audio_embeds(audio_embeds_path, models.encode_audio(waveform))
     return {
         "video": video_path.name,
         "face_info": face_info_path.name,

@@ -12,8 +12,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from vexpress.errors import InputError
 from vexpress.logs import set_up_logging
 
@@ -25,9 +23,17 @@ class Work(Protocol):
 
     def load_models(self): ...
 
-    def prepare(self, source: Path, models, on_clip: Callable[[], None]) -> None: ...
+    def prepare(self, source: Path, models, on_clip: Callable[[], None]) -> None:
+        """Prepares a source, or records that it failed."""
+
+    def attempt(self, source: Path, models, on_clip: Callable[[], None]) -> None:
+        """Prepares a source, or raises `SourceFailed`."""
 
     def record_failure(self, source: Path, detail: str) -> None: ...
+
+
+class SourceFailed(Exception):
+    """A source ended in an error that nobody expected, and that another attempt may not meet."""
 
 
 def run_workers(work: Work, sources: list[Path], num_processes: int, show: Callable[[str], None]) -> None:
@@ -101,6 +107,8 @@ def follow_parent() -> None:
 
 def _work(work: Work, connection: Connection) -> None:
     """A worker: sends "source" when it is ready for one, and "clip" after each clip; None ends it."""
+    import torch  # where it is needed: the parent of workers that do without starts faster
+
     follow_parent()
     set_up_logging(logging.WARNING)
     torch.set_num_threads(1)
