@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     ["vexpress.errors"],
     ["vexpress.devices", "vexpress.fields", "vexpress.files", "vexpress.logs"],
-    ["vexpress.model_folder"],
+    ["vexpress.model_folder", "vexpress.storage"],
     ["vexpress.options"],
     ["vexpress.audio_features", "vexpress.diffusion", "vexpress.media", "vexpress.models"],
     ["vexpress.data", "vexpress.provenance", "vexpress.weights"],

@@ -73,6 +73,13 @@ class DataSettings(_Settings):
 
 
 @dataclass(frozen=True)
+class IndexSettings(_Settings):
+    """Measures an index of a million clips with made-up rows: writing it, opening it, and an epoch's order."""
+
+    num_clips: int = option(1_000_000, "rows of the index", low=1000, high=100_000_000)
+
+
+@dataclass(frozen=True)
 class StartupSettings(_Settings):
     """Times the command from its start: help, a wrong flag, and a default run; or default runs of two checkouts."""
 
@@ -125,6 +132,7 @@ BENCHMARKS = {
     "loading": LoadingSettings,
     "full_run": FullRunSettings,
     "data": DataSettings,
+    "index": IndexSettings,
     "startup": StartupSettings,
     "memory": MemorySettings,
     "flops": FlopsSettings,

@@ -4,6 +4,7 @@ vexpress benchmark unet        # a denoising step, with each of our savings
 vexpress benchmark loading     # peak memory of loading the networks; writes up to 12 GB to disk
 vexpress benchmark full_run    # the way from waveform to frames, part by part
 vexpress benchmark data        # reading training samples
+vexpress benchmark index       # a million clips: opening their index, and an epoch's order
 vexpress benchmark startup     # the command from its start, and default runs of two checkouts
 vexpress benchmark memory      # how it grows with a video's length
 vexpress benchmark flops       # arithmetic of a frame with each preset

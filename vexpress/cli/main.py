@@ -14,6 +14,7 @@ PROGRAMS = {
     "verify": ("verify", "check every clip of a prepared data set"),
     "extract-face-info": ("extract_face_info", "find the face in each frame of clips"),
     "extract-audio-embeddings": ("extract_audio_embeddings", "encode the sound of clips"),
+    "index": ("index", "index a data set for training at scale, or pack it into tar shards"),
     "cache-latents": ("cache_latents", "encode the frames of clips ahead of training"),
     "train": ("train", "train one stage"),
     "person": ("person", "make an adapter of one person from a video of them"),

@@ -19,6 +19,7 @@ from vexpress.errors import InputError
 from vexpress.fields import check_range
 from vexpress.model_folder import LAYOUT
 from vexpress.prepare.settings import PrepareSettings
+from vexpress.storage import to_path
 
 if TYPE_CHECKING:
     from vexpress.prepare.folder import Preparation
@@ -32,8 +33,10 @@ MAX_PROCESSES = 1024
 def build_parser() -> ArgumentParser:
     """The flags; those of the clips are the fields of `PrepareSettings`."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--input_dir", required=True, type=Path, help="folder of videos, searched at any depth")
-    parser.add_argument("--output_dir", required=True, type=Path, help="made if missing; the same command goes on")
+    parser.add_argument(
+        "--input_dir", required=True, type=to_path, help="folder or URL (s3://, ...) of videos, searched at any depth"
+    )
+    parser.add_argument("--output_dir", required=True, type=to_path, help="folder or URL; the same command goes on")
     add_options(parser.add_argument_group("clips"), fields(PrepareSettings))
     machine = parser.add_argument_group("models and machine")
     machine.add_argument("--model_dir", type=Path, default=Path("model_ckpts"), help="folder in the released layout")

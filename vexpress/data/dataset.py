@@ -5,6 +5,7 @@ and all that is random about it comes from the seed and n alone. So workers, pro
 a position in the training data is a single number.
 """
 
+import contextlib
 import functools
 import gc
 import itertools
@@ -23,7 +24,9 @@ from vexpress.audio_features import audio_windows
 from vexpress.data.attributes import attributes_from_landmarks, load_attributes, mirror_attributes
 from vexpress.data.config import DataConfig
 from vexpress.data.formats import ClipRecord, audio_length_problem, load_audio_embeds, load_face_info, load_metadata
+from vexpress.data.indexed import IndexedClips
 from vexpress.data.latent_cache import latent_cache_path, load_latents, read_latents_shape
+from vexpress.data.metadata_files import is_parquet
 from vexpress.data.transforms import (
     central_geometry,
     lip_corners,
@@ -94,7 +97,9 @@ class TalkingFaceDataset(Dataset):
     With `latent_cache_dir`, latents (c f h w) and reference_latents (c h w), float32 and scaled for diffusion, stand in
     the place of the pixels, and the crop is the frame's central square.
 
-    A clip is left out, with the reason in `rejected`, if its files cannot be read, its face info and video differ by
+    Metadata in Parquet is an index that is trusted (see `vexpress.data.indexed`); of it, clips that are too short are
+    left out, and a clip whose files are not as it says is an error when a sample is read. A JSON file is not trusted:
+    a clip is left out, with the reason in `rejected`, if its files cannot be read, its face info and video differ by
     more than `MAX_COUNT_DIFFERENCE` frames (else the smaller number is used), its hidden states and video differ in
     length, keypoints, landmarks or hidden states are not finite, or it is too short for `num_frames` and a reference
     frame `reference_margin` away from all of them. Only the first frame of a video is decoded for this; a row's
@@ -130,7 +135,9 @@ class TalkingFaceDataset(Dataset):
         self.latent_downsampling = latent_downsampling
         self.rejected: list[tuple[str, str]] = []
         self._clips: list[_Clip] = []
-        rows = [(path, row, record) for path in config.meta_paths for row, record in enumerate(load_metadata(path), 1)]
+        self.indexed = [self._open_index(path) for path in config.meta_paths if is_parquet(path)]
+        json_paths = [path for path in config.meta_paths if not is_parquet(path)]
+        rows = [(path, row, record) for path in json_paths for row, record in enumerate(load_metadata(path), 1)]
         for path, row, record in rows:
             try:
                 clip = _index_clip(record, config, latent_downsampling)
@@ -144,25 +151,66 @@ class TalkingFaceDataset(Dataset):
                     f"{clip.audio_dim} wide, needed is {audio_dim}; extract them with the same audio encoder for all"
                 )
             self._clips.append(clip)
+        for index in self.indexed:
+            for dim, row in index.audio_dims.items():
+                audio_dim = audio_dim or dim
+                if dim != audio_dim:
+                    raise InputError(f"metadata {index.path} row {row}: audio_dim is {dim}, needed is {audio_dim}")
+            if index.rejected:
+                logger.warning("metadata %s: %d clips are too short and left out", index.path, index.rejected)
         left_out = "; ".join(f"{name}: {reason}" for name, reason in self.rejected[:NUM_NAMED_CLIPS])
         left_out += f"; and {len(self.rejected) - NUM_NAMED_CLIPS} more" * (len(self.rejected) > NUM_NAMED_CLIPS)
-        if not self._clips:
-            raise InputError(f"data.meta_paths: none of {len(rows)} clips can serve ({left_out})")
+        if not len(self):
+            num_clips = len(rows) + sum(index.rejected for index in self.indexed)
+            raise InputError(f"data.meta_paths: none of {num_clips} clips can serve ({left_out})")
         if self.rejected:
             logger.warning("%d of %d clips are left out: %s", len(self.rejected), len(rows), left_out)
 
+    def _open_index(self, path: str) -> IndexedClips:
+        config = self.config
+        index = IndexedClips(path, _num_frames_needed(config))
+        if config.latent_cache_dir is not None and not index.is_here:
+            problem = "latents are cached of files of this machine only, not of shards or of a store"
+            raise InputError(problem, "data.latent_cache_dir", config.latent_cache_dir)
+        return index
+
     @property
     def records(self) -> list[ClipRecord]:
-        """Rows of the clips that serve."""
+        """Rows of the clips that serve, of JSON metadata."""
         return [clip.record for clip in self._clips]
 
     def __len__(self) -> int:
-        return len(self._clips)
+        return len(self._clips) + sum(map(len, self.indexed))
+
+    @contextlib.contextmanager
+    def open(self, number: int) -> Iterator[tuple[_Clip, str]]:
+        """Gives a clip, whose files are here until the end, and the name of its video, wherever that is.
+
+        Args:
+            number: 0 to len - 1: clips of JSON metadata come first.
+
+        Raises:
+            InputError: a clip of an index is not as the index says.
+        """
+        if number < len(self._clips):
+            clip = self._clips[number]
+            yield clip, str(clip.record.video)
+            return
+        number -= len(self._clips)
+        for index in self.indexed:
+            if number < len(index):
+                with index.open(number) as record:
+                    yield _index_clip(record, self.config, self.latent_downsampling), index.name(number)
+                return
+            number -= len(index)
 
     def __getitem__(self, number: int) -> dict[str, Tensor | str | int]:
-        config = self.config
         epoch, position = divmod(number, len(self))
-        clip = self._clips[_epoch_order(self.seed, epoch, len(self))[position]]
+        with self.open(int(epoch_order(self.seed, epoch, len(self))[position])) as (clip, name):
+            return self._build_sample(clip, number) | {"name": name}
+
+    def _build_sample(self, clip: _Clip, number: int) -> dict[str, Tensor | int]:
+        config = self.config
         rng = np.random.default_rng((self.seed, SAMPLE_STREAM, number))
         frame_ids, reference_id = random_frame_ids(
             rng, clip.num_frames, config.num_frames, config.sample_rate, config.reference_margin
@@ -197,7 +245,6 @@ class TalkingFaceDataset(Dataset):
             "lip_masks": torch.stack(lip_masks)[None],
             "attributes": torch.from_numpy(attributes),
             "number": number,
-            "name": str(clip.record.video),
             "frame_ids": torch.from_numpy(frame_ids),
         }
 
@@ -265,8 +312,12 @@ def random_frame_ids(
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
     return np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(num_clips)
+
+
+def _num_frames_needed(config: DataConfig) -> int:
+    return num_frames_spanned(config.num_frames, config.sample_rate) + config.reference_margin
 
 
 def _check_config(config: DataConfig, latent_downsampling: int) -> None:
@@ -310,7 +361,7 @@ def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int
     hidden_states = load_audio_embeds(record.audio_embeds)
     if not hidden_states.isfinite().all():
         raise InputError(f"audio_embeds {record.audio_embeds}: not all values are finite; extract them again")
-    num_needed = num_frames_spanned(config.num_frames, config.sample_rate) + config.reference_margin
+    num_needed = _num_frames_needed(config)
     if num_frames < num_needed:
         raise InputError(
             f"has {num_frames} frames, needed are {num_needed} for data.num_frames={config.num_frames}, "

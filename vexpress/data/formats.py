@@ -217,6 +217,16 @@ def load_metadata(path: str | os.PathLike) -> list[ClipRecord]:
         InputError: missing, not JSON, or not such a list; names the row, counted from 1.
     """
     path = as_path(path, "metadata")
+    rows = load_rows(path)
+    return [parse_row(row, path.parent, f"metadata {path} row {i} of {len(rows)}") for i, row in enumerate(rows, 1)]
+
+
+def load_rows(path: Path) -> list:
+    """Reads the rows of a metadata file as they stand there.
+
+    Raises:
+        InputError: missing, not JSON, or no list.
+    """
     try:
         rows = read_json(path, MAX_METADATA_BYTES)
     except OSError as error:
@@ -225,10 +235,20 @@ def load_metadata(path: str | os.PathLike) -> list[ClipRecord]:
         raise InputError(f"metadata {path}: is not valid JSON ({error})") from error
     if not isinstance(rows, list):
         raise InputError(f"metadata {path}: holds a {type(rows).__name__}; needed is a list of rows")
-    return [_parse_row(row, path.parent, f"metadata {path} row {i} of {len(rows)}") for i, row in enumerate(rows, 1)]
+    return rows
 
 
-def _parse_row(row: Any, folder: Path, where: str) -> ClipRecord:
+def parse_row(row: Any, folder: Path, where: str) -> ClipRecord:
+    """Checks a row of a metadata file.
+
+    Args:
+        row: anything.
+        folder: of the file; paths may be relative to it.
+        where: names the row, for messages.
+
+    Raises:
+        InputError: it is no row.
+    """
     if not isinstance(row, dict):
         raise InputError(f"{where}: is a {type(row).__name__}; needed is an object with {', '.join(NEEDED_PATH_KEYS)}")
     for key in NEEDED_PATH_KEYS:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from vexpress.errors import InputError
 from vexpress.media.audio import load_audio
 from vexpress.media.faces import Face, FaceAnalyzer, track_face
 from vexpress.media.video import read_frames
+from vexpress.storage import AnyPath, find_files, is_remote
 
 VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".mts", ".3gp",
 )  # fmt: skip
 
 
-def find_videos(input_dir: Path, leave_out: Path | None = None) -> list[Path]:
+def find_videos(input_dir: AnyPath, leave_out: AnyPath | None = None) -> list[AnyPath]:
     """Lists the videos in a folder at any depth, sorted; hidden ones and those in `leave_out` are left out.
 
     Raises:
@@ -30,18 +32,30 @@ def find_videos(input_dir: Path, leave_out: Path | None = None) -> list[Path]:
     """
     if not input_dir.is_dir():
         raise InputError("no such folder", "input_dir", input_dir)
+    if is_remote(input_dir):
+        found = [path for path in find_files(input_dir) if path.name.lower().endswith(VIDEO_SUFFIXES)]
+        found = [path for path in found if not re.search(r"(^|/)\.", str(path.relative_to(input_dir)))]
+        if leave_out is not None:
+            found = [path for path in found if not str(path).startswith(f"{leave_out}/")]
+    else:
+        found = _find_here(input_dir, leave_out)
+    if not found:
+        raise InputError(f"holds no video ({', '.join(VIDEO_SUFFIXES)})", "input_dir", input_dir)
+    return sorted(found, key=os.fsencode if not is_remote(input_dir) else str)
+
+
+def _find_here(input_dir: Path, leave_out: AnyPath | None) -> list[Path]:
+    leave_out = leave_out.resolve() if leave_out is not None and not is_remote(leave_out) else None
     found = []
     for folder, folder_names, file_names in os.walk(input_dir):
         folder_names[:] = [
             name
             for name in folder_names
-            if not (name.startswith(".") or leave_out and Path(folder, name).resolve() == leave_out.resolve())
+            if not (name.startswith(".") or leave_out and Path(folder, name).resolve() == leave_out)
         ]
         visible = [name for name in file_names if not name.startswith(".")]
         found += [Path(folder, name) for name in visible if name.lower().endswith(VIDEO_SUFFIXES)]
-    if not found:
-        raise InputError(f"holds no video ({', '.join(VIDEO_SUFFIXES)})", "input_dir", input_dir)
-    return sorted(found, key=os.fsencode)
+    return found
 
 
 def build_face_info(

@@ -9,6 +9,7 @@ output_dir/
     .prepare.lock                        held while a preparation runs
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -17,7 +18,9 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +28,7 @@ from tqdm import tqdm
 
 from vexpress.devices import resolve_device
 from vexpress.errors import InputError
-from vexpress.files import read_json, remove, remove_leftovers, sync, temporary_path
+from vexpress.files import remove_leftovers, sync, temporary_path
 from vexpress.media.faces import find_model_dir
 from vexpress.prepare.extract import find_videos
 from vexpress.prepare.lock import hold_folder
@@ -41,6 +44,7 @@ from vexpress.prepare.runner import LOCAL, Runner
 from vexpress.prepare.settings import PrepareSettings
 from vexpress.prepare.source import MODEL_FIELDS, PrepareModels, prepare_source
 from vexpress.prepare.workers import SourceFailed
+from vexpress.storage import AnyPath, check_reachable, is_remote, local_copy, put_folder, read_json, remove
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +62,15 @@ class Preparation:
         device: a torch device; None takes what the machine has that loads the models.
     """
 
-    input_dir: Path
-    output_dir: Path
+    input_dir: AnyPath
+    output_dir: AnyPath
     settings: PrepareSettings
     insightface_model_path: Path
     audio_encoder_path: Path
     device: str | None = "cpu"
 
     @property
-    def clips_dir(self) -> Path:
+    def clips_dir(self) -> AnyPath:
         return self.output_dir / "clips"
 
     def load_models(self) -> PrepareModels:
@@ -74,9 +78,13 @@ class Preparation:
         device = self.device or str(resolve_device())
         return PrepareModels.load(self.insightface_model_path, self.audio_encoder_path, device)
 
-    def folder_of(self, source: Path) -> Path:
+    def name_of(self, source: AnyPath) -> str:
+        """Path of a source in the input folder."""
+        return str(source.relative_to(self.input_dir))
+
+    def folder_of(self, source: AnyPath) -> AnyPath:
         """Where the clips of a source go: a name that is valid everywhere, and different for each path."""
-        relative = os.fsencode(source.relative_to(self.input_dir))
+        relative = os.fsencode(self.name_of(source))
         stem = re.sub(r"[^A-Za-z0-9_-]+", "_", source.stem)[:40]
         return self.clips_dir / f"{stem}-{hashlib.sha256(relative).hexdigest()[:12]}"
 
@@ -86,6 +94,8 @@ class Preparation:
         record = read_record(folder / RECORD_NAME)
         if record is None or record["failed"] or record.get("num_bytes") != _num_bytes(source):
             return False
+        if is_remote(folder):  # there, a record comes after all else
+            return True
         return all(path.is_file() for path in clip_files(record, folder))
 
     def prepare(self, source: Path, models: PrepareModels, on_clip=lambda: None) -> None:
@@ -116,37 +126,49 @@ class Preparation:
         folder = self.folder_of(source)
         if self.is_done(source):  # by a worker that ended before it could say so
             return
-        unfinished = temporary_path(folder)
-        unfinished.mkdir(parents=True)
         try:
-            result = prepare_source(source, unfinished, self.settings, models, on_clip)
-            self._write_record(source, unfinished, result, failed=False)
-            remove(folder)  # of an older version of the source
-            unfinished.rename(folder)
-            sync(self.clips_dir)
+            with self._making(folder) as unfinished, local_copy(source) as local:
+                result = prepare_source(local, unfinished, self.settings, models, on_clip)
+                for row in result["rejected"]:
+                    row["detail"] = row["detail"].replace(str(local), str(source))
+                self._write_record(source, unfinished, result, failed=False)
         except Exception as error:  # whatever a strange file makes the libraries raise must not stop the others
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(error.errno, error.strerror, str(folder)) from error  # the other name goes
             if isinstance(error, InputError) and error.field in MODEL_FIELDS:  # no source would do better
                 raise
             raise SourceFailed(f"{type(error).__name__}: {error}") from error
+
+    def record_failure(self, source: AnyPath, detail: str) -> None:
+        """Records that a source failed for no known reason; the next run tries it again."""
+        rejected = [{"clip": None, "reason": "failed", "detail": " ".join(detail.split())}]
+        with self._making(self.folder_of(source)) as unfinished:
+            self._write_record(source, unfinished, {"clips": [], "rejected": rejected}, failed=True)
+
+    @contextlib.contextmanager
+    def _making(self, folder: AnyPath) -> Iterator[Path]:
+        """Gives an empty folder on this machine, whose files take the place of `folder` and all in it at the end."""
+        if is_remote(folder):
+            with tempfile.TemporaryDirectory(prefix="vexpress-") as unfinished:
+                yield Path(unfinished)
+                put_folder(Path(unfinished), folder, last=RECORD_NAME)
+            return
+        unfinished = temporary_path(folder)
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            remove(folder)  # of an older version of the source
+            unfinished.rename(folder)
+            sync(self.clips_dir)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
-    def record_failure(self, source: Path, detail: str) -> None:
-        """Records that a source failed for no known reason; the next run tries it again."""
-        folder = self.folder_of(source)
-        remove(folder)
-        folder.mkdir(parents=True)
-        rejected = [{"clip": None, "reason": "failed", "detail": " ".join(detail.split())}]
-        self._write_record(source, folder, {"clips": [], "rejected": rejected}, failed=True)
-
-    def _write_record(self, source: Path, folder: Path, result: dict, failed: bool) -> None:
-        about = {"source": str(source.relative_to(self.input_dir)), "num_bytes": _num_bytes(source), "failed": failed}
+    def _write_record(self, source: AnyPath, folder: Path, result: dict, failed: bool) -> None:
+        about = {"source": self.name_of(source), "num_bytes": _num_bytes(source), "failed": failed}
         write_json(folder / RECORD_NAME, about | result)
 
 
-def _num_bytes(source: Path) -> int | None:
+def _num_bytes(source: AnyPath) -> int | None:
     return source.stat().st_size if source.is_file() else None
 
 
@@ -167,7 +189,7 @@ def describe(preparation: Preparation) -> dict[str, object]:
     }
 
 
-def check_settings(output_dir: Path, settings: dict[str, object]) -> None:
+def check_settings(output_dir: AnyPath, settings: dict[str, object]) -> None:
     """Writes down what the clips of a folder are made with, or compares with what stands there.
 
     Raises:
@@ -218,15 +240,18 @@ def prepare_folder(
             on the folder.
         OSError: the disk is full.
     """
+    for name in ("input_dir", "output_dir"):
+        check_reachable(getattr(preparation, name), name)
     sources = find_videos(preparation.input_dir, leave_out=preparation.output_dir)
     settings = describe(preparation)
-    try:
-        preparation.clips_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"cannot be made ({error.strerror}); change `output_dir`"
-        raise InputError(problem, "output_dir", preparation.output_dir) from error
+    if not is_remote(preparation.output_dir):
+        try:
+            preparation.clips_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"cannot be made ({error.strerror}); change `output_dir`"
+            raise InputError(problem, "output_dir", preparation.output_dir) from error
     with hold_folder(preparation.output_dir, world_size) as lock:
-        if lock.is_first:
+        if lock.is_first and not is_remote(preparation.output_dir):
             for unfinished in preparation.clips_dir.glob(".*.part"):  # of runs that were killed, on any machine
                 remove(unfinished)
         check_settings(preparation.output_dir, settings)
@@ -252,4 +277,5 @@ def _run(preparation: Preparation, sources: list[Path], runner: Runner, shows_ba
         try:
             runner.run(preparation, sources, show)
         finally:
-            remove_leftovers(preparation.clips_dir)  # of workers that were ended
+            if not is_remote(preparation.output_dir):
+                remove_leftovers(preparation.clips_dir)  # of workers that were ended

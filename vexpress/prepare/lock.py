@@ -10,6 +10,7 @@ from pathlib import Path
 from vexpress.devices import process_number
 from vexpress.errors import InputError
 from vexpress.files import HOST
+from vexpress.storage import AnyPath, is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +33,17 @@ class FolderLock:
         is_first: this process holds it alone.
     """
 
-    def __init__(self, file: int, is_first: bool):
+    def __init__(self, file: int | None, is_first: bool):
         self._file, self.is_first = file, is_first
 
     def share(self) -> None:
         """Lets the other processes of this run in."""
-        if self.is_first:
+        if self.is_first and self._file is not None:
             fcntl.flock(self._file, fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager
-def hold_folder(folder: Path, num_processes: int) -> Iterator[FolderLock]:
+def hold_folder(folder: AnyPath, num_processes: int) -> Iterator[FolderLock]:
     """Keeps other preparations out of a folder.
 
     Args:
@@ -52,6 +53,10 @@ def hold_folder(folder: Path, num_processes: int) -> Iterator[FolderLock]:
     Raises:
         InputError: another preparation works there, or the folder cannot be written.
     """
+    if is_remote(folder):
+        logger.warning("%s: a store has no locks; run one preparation into it at a time", folder)
+        yield FolderLock(None, is_first=True)
+        return
     try:
         file = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:

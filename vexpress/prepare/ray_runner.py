@@ -8,6 +8,7 @@ machine or the cluster: a source is done when its folder has its name.
 
 import itertools
 import logging
+import signal
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
@@ -51,10 +52,13 @@ def run_on_ray(
         OSError: the disk is full.
     """
     own = {"address": "local", "num_cpus": num_workers, "object_store_memory": OBJECT_STORE_BYTES}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**({"address": address} if address else own), include_dashboard=None if address else False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"no Ray cluster can be used there ({first_line(error)})", "ray_address", address) from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray has put its own there
     try:
         num_gpus = int(ray.cluster_resources().get("GPU", 0)) if uses_gpus else 0
         servers = _start_servers(work, num_gpus) if num_gpus else []
@@ -140,11 +144,10 @@ class _Crew:
 
 def _reason(error: RayError) -> str:
     """What Ray says of the end of a worker, without its numbers of processes and machines."""
-    text = " ".join(str(error).split())
-    for sign, reason in (("memory", "out of memory"), ("node", "its machine is gone")):
-        if sign in text.split("class_name")[0].lower():
-            return reason
-    return "the process is gone"
+    text = str(error)
+    if "low on memory" in text:
+        return "out of memory"
+    return "its machine is gone" if "node has died" in text or "node was terminated" in text else "the process is gone"
 
 
 @ray.remote(num_cpus=1, max_restarts=0)

@@ -1,34 +1,40 @@
 """What was made of each source: a record.json in its folder of clips. The data set's files are merged from them."""
 
+import contextlib
+import hashlib
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from vexpress.data.formats import NEEDED_PATH_KEYS, NUMBER_KEYS, ClipRecord, save_metadata
-from vexpress.files import read_json, replacing
+from vexpress.data.formats import NEEDED_PATH_KEYS, NUMBER_KEYS
+from vexpress.data.metadata_files import add_columns, writing_json, writing_parquet
+from vexpress.errors import InputError
+from vexpress.storage import AnyPath, is_remote, read_json, writing
 
 logger = logging.getLogger(__name__)
 
 RECORD_NAME = "record.json"
+REMOTE_READS = 64  # at once
 CLIP_FILE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]*")
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: AnyPath, content: Any) -> None:
     """Writes a JSON file."""
-    with replacing(path) as temporary:
+    with writing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def record_paths(output_dir: Path) -> Iterator[Path]:
+def record_paths(output_dir: AnyPath) -> Iterator[AnyPath]:
     """The records of a data set."""
     return (output_dir / "clips").glob(f"[!.]*/{RECORD_NAME}")
 
 
-def read_record(path: Path) -> dict | None:
+def read_record(path: AnyPath) -> dict | None:
     """Reads what was made of a source; None if the record is missing or damaged.
 
     "source" is its path in the input folder, "num_bytes" its size, "failed" whether it ended in an unexpected error,
@@ -64,13 +70,14 @@ def _is_clip(row: Any) -> bool:
     )
 
 
-def clip_files(record: dict, folder: Path) -> list[Path]:
+def clip_files(record: dict, folder: AnyPath) -> list[AnyPath]:
     """The files of a record's clips."""
     return [folder / row[key] for row in record["clips"] for key in NEEDED_PATH_KEYS]
 
 
-def merge_records(output_dir: Path) -> tuple[int, Counter]:
-    """Writes metadata.json and rejected.jsonl from the records of all sources; damaged records are left out.
+def merge_records(output_dir: AnyPath) -> tuple[int, Counter]:
+    """Writes metadata.json, metadata.parquet and rejected.jsonl from the records of all sources; damaged ones are left
+    out. One record is in memory at a time.
 
     Each process of a launch calls this when its share is done. A process that read the records early may be the last
     to write: each looks again after writing, so that the last word holds all records.
@@ -79,20 +86,62 @@ def merge_records(output_dir: Path) -> tuple[int, Counter]:
         Number of clips, and number of rejections by reason.
     """
     merged = None
-    while (records := {path: read_record(path) for path in sorted(record_paths(output_dir))}) != merged:
-        merged = records
-        whole = {path: record for path, record in records.items() if record is not None}
-        clips = [_clip_record(row, path.parent) for path, record in whole.items() for row in record["clips"]]
-        rejected = [{"video": record["source"]} | row for record in whole.values() for row in record["rejected"]]
-        save_metadata(output_dir / "metadata.json", clips)
-        lines = "".join(json.dumps(row) + "\n" for row in rejected)
-        with replacing(output_dir / "rejected.jsonl") as temporary:
-            temporary.write_text(lines, encoding="utf-8")
-    for path in records.keys() - whole.keys():
+    while (survey := _survey(output_dir)) != merged:
+        merged = survey
+        num_clips, reasons, damaged = _write(output_dir, merged[1])
+    for path in damaged:
         logger.warning("%s: is damaged, and its source is gone; its clips are left out", path)
-    return len(clips), Counter(row["reason"] for row in rejected)
+    return num_clips, reasons
 
 
-def _clip_record(row: dict, folder: Path) -> ClipRecord:
-    paths = {key: folder / row[key] for key in NEEDED_PATH_KEYS}
-    return ClipRecord(**paths, **{key: row[key] for key in NUMBER_KEYS})
+def _survey(output_dir: AnyPath) -> tuple[str, dict[str, str]]:
+    """A digest of all records, and the columns of their clips."""
+    digest, columns = hashlib.sha256(), {}  # key -> number or text
+    for path, record in _read_all(output_dir):
+        digest.update(repr((str(path), record)).encode())
+        for row in record["clips"] if record else ():
+            add_columns(columns, row)
+    return digest.hexdigest(), columns
+
+
+def _write(output_dir: AnyPath, columns: dict[str, str]) -> tuple[int, Counter, list[AnyPath]]:
+    num_clips, reasons, damaged = 0, Counter(), []
+    with contextlib.ExitStack() as files:
+        writers = [files.enter_context(writing_json(output_dir / "metadata.json"))]
+        try:
+            writers.append(files.enter_context(writing_parquet(output_dir / "metadata.parquet", columns)))
+        except InputError as error:
+            logger.warning("metadata.parquet is not written: %s", error)
+        temporary = files.enter_context(writing(output_dir / "rejected.jsonl"))
+        rejected = files.enter_context(open(temporary, "w", encoding="utf-8"))
+        for path, record in _read_all(output_dir):
+            if record is None:
+                damaged.append(path)
+                continue
+            for row in record["clips"]:
+                for add in writers:
+                    add(_metadata_row(row, path.parent.name))
+            for row in record["rejected"]:
+                rejected.write(json.dumps({"video": record["source"]} | row) + "\n")
+            num_clips += len(record["clips"])
+            reasons.update(row["reason"] for row in record["rejected"])
+    return num_clips, reasons, damaged
+
+
+def _read_all(output_dir: AnyPath) -> Iterator[tuple[AnyPath, dict | None]]:
+    """All records by name; those of a store are read some at a time."""
+    paths = sorted(record_paths(output_dir), key=lambda path: os.fsencode(path.parent.name))
+    if not is_remote(output_dir):
+        yield from ((path, read_record(path)) for path in paths)
+        return
+    with ThreadPoolExecutor(REMOTE_READS) as pool:
+        for start in range(0, len(paths), REMOTE_READS):
+            batch = paths[start : start + REMOTE_READS]
+            yield from zip(batch, pool.map(read_record, batch))
+
+
+def _metadata_row(row: dict, folder: str) -> dict:
+    """A clip's row: paths relative to the metadata, and every number and text that preparation kept."""
+    paths = {key: f"clips/{folder}/{row[key]}" for key in NEEDED_PATH_KEYS}
+    rest = {key: value for key, value in row.items() if isinstance(value, str | int | float) and key not in paths}
+    return paths | {key: row[key] for key in NUMBER_KEYS} | rest

@@ -249,7 +249,8 @@ def write_clip(
         video_path.unlink()
         raise
     save_face_info(face_info_path, face_info)
-    save_audio_embeds(audio_embeds_path, models.encode_audio(waveform))
+    embeds = models.encode_audio(waveform)
+    save_audio_embeds(audio_embeds_path, embeds)
     return {
         "video": video_path.name,
         "face_info": face_info_path.name,
@@ -258,4 +259,8 @@ def write_clip(
         "fps": float(fps),
         "num_frames": num_frames,
         "num_interpolated_frames": len(filled),
+        "width": settings.size,
+        "height": settings.size,
+        "num_states": len(embeds),
+        "audio_dim": embeds.shape[1],
     }

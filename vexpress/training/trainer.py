@@ -292,8 +292,9 @@ class Trainer:
             log.render_curve()
         if self.on_validation and self.accelerator.is_main_process and not self.config.solver.fsdp:
             try:
-                with self.accelerator.autocast():  # trained networks are fp32, the others may be half
-                    self.on_validation(self.networks, self.vae, self.validation_set.records[0], self.step)
+                # Trained networks are fp32, the others may be half.
+                with self.accelerator.autocast(), self.validation_set.open(0) as (clip, _):
+                    self.on_validation(self.networks, self.vae, clip.record, self.step)
             except InputError as error:  # not worth a run
                 logger.warning("no validation video: %s", error)
         self.accelerator.wait_for_everyone()

@@ -20,14 +20,15 @@ def test_merging_keeps_all_records_and_those_that_came_meanwhile(tmp_path, monke
 
     add_record("one")
     add_record(".two.part")  # another process is at it
-    save = records.save_metadata
+    write = records._write
 
-    def save_while_another_process_ends(*arguments):
-        save(*arguments)
+    def write_while_another_process_ends(*arguments):
+        written = write(*arguments)
         if not (tmp_path / "clips" / "two").exists():
             (tmp_path / "clips" / ".two.part").rename(tmp_path / "clips" / "two")
+        return written
 
-    monkeypatch.setattr(records, "save_metadata", save_while_another_process_ends)
+    monkeypatch.setattr(records, "_write", write_while_another_process_ends)
     num_clips, reasons = merge_records(tmp_path)
     assert num_clips == 2 and reasons == {"too_short": 2}
     videos = [row["video"] for row in json.loads((tmp_path / "metadata.json").read_text())]

@@ -1,0 +1,101 @@
+"""From JSON metadata to an index that training trusts: facts of each clip are found out once, and kept."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vexpress.data.formats import (
+    MAX_NUMBER,
+    NUMBER_KEYS,
+    ClipRecord,
+    audio_length_problem,
+    load_audio_embeds,
+    load_face_info,
+    load_rows,
+    parse_row,
+)
+from vexpress.data.metadata_files import FACT_KEYS, add_columns, writing_parquet
+from vexpress.data.shards import MEMBER_KEYS, SHARD_KEY, write_shards
+from vexpress.errors import InputError
+from vexpress.media.random_access import count_frames
+from vexpress.media.video import probe_video
+from vexpress.storage import AnyPath
+
+logger = logging.getLogger(__name__)
+
+
+def write_index(meta_path: Path, index_path: AnyPath, shard_bytes: int | None) -> tuple[int, int]:
+    """Writes the index of a metadata file, and the shards of its clips if asked for.
+
+    Rows that hold all of FACT_KEYS, as those of `vexpress prepare` do, are believed; else the files are opened.
+
+    Args:
+        meta_path: JSON.
+        index_path: Parquet file to write, beside the metadata or the shards.
+        shard_bytes: size of a shard; None makes none.
+
+    Returns:
+        Number of clips in the index, and of those that cannot serve, which are logged.
+
+    Raises:
+        InputError: the metadata is malformed.
+    """
+    rows = load_rows(meta_path)
+    columns: dict[str, str] = dict.fromkeys((SHARD_KEY,), "text") | dict.fromkeys(MEMBER_KEYS, "number")
+    if shard_bytes is None:
+        columns = {}
+    for number, row in enumerate(rows, 1):
+        parse_row(row, meta_path.parent, f"metadata {meta_path} row {number} of {len(rows)}")
+        add_columns(columns, row)
+    clips = _with_facts(rows, meta_path)
+    indexed: Iterator[dict[str, Any]] = (row for row, _ in clips)
+    if shard_bytes is not None:
+        indexed = write_shards(clips, index_path.parent, shard_bytes)
+    num_clips = 0
+    with writing_parquet(index_path, columns) as add:
+        for row in indexed:
+            add(row)
+            num_clips += 1
+    return num_clips, len(rows) - num_clips
+
+
+def _with_facts(rows: list[dict], meta_path: Path) -> Iterator[tuple[dict[str, Any], ClipRecord]]:
+    for row in rows:
+        record = parse_row(row, meta_path.parent, f"metadata {meta_path}")
+        try:
+            if not all(_is_count(row.get(key)) for key in FACT_KEYS) or any(
+                row.get(key) is None for key in NUMBER_KEYS
+            ):
+                row = row | find_facts(record)
+        except InputError as error:
+            logger.error("%s: %s", record.video, error)
+            continue
+        yield row, record
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < MAX_NUMBER
+
+
+def find_facts(record: ClipRecord) -> dict[str, int | float]:
+    """Opens a clip's files: NUMBER_KEYS and FACT_KEYS.
+
+    Raises:
+        InputError: the clip cannot serve for training.
+    """
+    info = probe_video(record.video, "video")
+    num_frames = record.num_frames or count_frames(record.video)
+    face_info, embeds = load_face_info(record.face_info), load_audio_embeds(record.audio_embeds)
+    if face_info.num_frames != num_frames:
+        raise InputError(f"face_info {record.face_info} has {face_info.num_frames} frames, the video {num_frames}")
+    if not all(np.isfinite(values).all() for values in (face_info.kps, face_info.landmark_2d_106, embeds.numpy())):
+        raise InputError(f"face_info {record.face_info} or audio_embeds {record.audio_embeds}: not all is finite")
+    duration = record.duration or float(num_frames / info.fps)
+    if problem := audio_length_problem(len(embeds), duration):
+        raise InputError(problem)
+    numbers = {"duration": duration, "fps": float(info.fps), "num_frames": num_frames}
+    facts = {"width": info.width, "height": info.height, "num_states": len(embeds), "audio_dim": embeds.shape[1]}
+    return numbers | facts
