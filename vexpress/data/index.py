@@ -17,7 +17,7 @@ from vexpress.data.formats import (
     load_rows,
     parse_row,
 )
-from vexpress.data.metadata_files import FACT_KEYS, add_columns, writing_parquet
+from vexpress.data.metadata_files import FACT_KEYS, INTEGER, TEXT, add_columns, writing_parquet
 from vexpress.data.shards import MEMBER_KEYS, SHARD_KEY, write_shards
 from vexpress.errors import InputError
 from vexpress.media.random_access import count_frames
@@ -44,9 +44,7 @@ def write_index(meta_path: Path, index_path: AnyPath, shard_bytes: int | None) -
         InputError: the metadata is malformed.
     """
     rows = load_rows(meta_path)
-    columns: dict[str, str] = dict.fromkeys((SHARD_KEY,), "text") | dict.fromkeys(MEMBER_KEYS, "number")
-    if shard_bytes is None:
-        columns = {}
+    columns = {} if shard_bytes is None else {SHARD_KEY: TEXT} | dict.fromkeys(MEMBER_KEYS, INTEGER)
     for number, row in enumerate(rows, 1):
         parse_row(row, meta_path.parent, f"metadata {meta_path} row {number} of {len(rows)}")
         add_columns(columns, row)

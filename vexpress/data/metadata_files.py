@@ -21,9 +21,8 @@ logger = logging.getLogger(__name__)
 
 FACT_KEYS = ("width", "height", "num_states", "audio_dim")
 """What training needs to know of a clip before it opens it: px of its frames, steps and channels of its audio."""
-INTEGER_KEYS = ("num_frames", *FACT_KEYS)
 ROWS_AT_ONCE = 20_000  # of Parquet, in memory
-NUMBER, TEXT = "number", "text"
+INTEGER, NUMBER, TEXT = "integer", "number", "text"  # kinds of columns
 
 
 def import_parquet():
@@ -51,16 +50,13 @@ def add_columns(columns: dict[str, str], row: Mapping[str, Any]) -> None:
 def writing_json(path: AnyPath) -> Iterator:
     """Gives a function that takes rows one by one; the file is a JSON list of them."""
     with writing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        count = itertools.count()
+        before = itertools.chain(["[\n"], itertools.repeat(",\n"))
 
         def add(row: Mapping[str, Any]) -> None:
-            file.write(
-                ("\n" if next(count) == 0 else ",\n").join(("", textwrap.indent(json.dumps(row, indent=1), " ")))
-            )
+            file.write(next(before) + textwrap.indent(json.dumps(row, indent=1), " "))
 
-        file.write("[")
         yield add
-        file.write("]\n" if next(count) == 0 else "\n]\n")
+        file.write("[]\n" if next(before) == "[\n" else "\n]\n")
 
 
 @contextlib.contextmanager
@@ -77,12 +73,11 @@ def writing_parquet(path: AnyPath, columns: Mapping[str, str]) -> Iterator:
     parquet = import_parquet()
     import pyarrow
 
-    types = {NUMBER: pyarrow.float64(), TEXT: pyarrow.string()}
-    known = dict.fromkeys(PATH_KEYS, TEXT) | dict.fromkeys((*NUMBER_KEYS, *FACT_KEYS), NUMBER)
+    types = {INTEGER: pyarrow.int64(), NUMBER: pyarrow.float64(), TEXT: pyarrow.string()}
+    known = dict.fromkeys(PATH_KEYS, TEXT) | dict.fromkeys(NUMBER_KEYS, NUMBER)
+    known |= dict.fromkeys(("num_frames", *FACT_KEYS), INTEGER)
     kinds = known | {key: kind for key, kind in columns.items() if key not in known}
-    schema = pyarrow.schema(
-        [(key, pyarrow.int64() if key in INTEGER_KEYS else types[kind]) for key, kind in kinds.items()]
-    )
+    schema = pyarrow.schema([(key, types[kind]) for key, kind in kinds.items()])
     pending: list[Mapping[str, Any]] = []
     with writing(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
 
@@ -109,7 +104,7 @@ def _as_kind(value: Any, kind: str, key: str) -> Any:
         except UnicodeEncodeError as error:
             raise InputError(f'"{key}" is {value!r}: Parquet holds UTF-8; rename it') from error
     try:
-        return int(value) if key in INTEGER_KEYS else float(value)
+        return int(value) if kind == INTEGER else float(value)
     except (ValueError, OverflowError):
         return None
 

@@ -143,7 +143,7 @@ def test_names_in_an_index_lead_nowhere_else(changes, words):
 
     path = UPath("memory://odd/index.parquet")
     row = ROW | changes
-    columns = {key: "text" if isinstance(value, str) else "number" for key, value in row.items()}
+    columns = {key: "text" if isinstance(value, str) else "integer" for key, value in row.items()}
     with writing_parquet(path, columns) as add:
         add(row)
     with pytest.raises(InputError, match=words), IndexedClips(path, 1).open(0):
