@@ -163,6 +163,12 @@ class Preparation:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
+    def remove_unfinished(self) -> None:
+        """Removes the folders that some process, on any machine, began and has not finished."""
+        if not is_remote(self.output_dir):  # a store has none
+            for unfinished in self.clips_dir.glob(".*.part"):
+                remove(unfinished)
+
     def _write_record(self, source: AnyPath, folder: Path, result: dict, failed: bool) -> None:
         about = {"source": self.name_of(source), "num_bytes": _num_bytes(source), "failed": failed}
         write_json(folder / RECORD_NAME, about | result)
@@ -251,9 +257,8 @@ def prepare_folder(
             problem = f"cannot be made ({error.strerror}); change `output_dir`"
             raise InputError(problem, "output_dir", preparation.output_dir) from error
     with hold_folder(preparation.output_dir, world_size) as lock:
-        if lock.is_first and not is_remote(preparation.output_dir):
-            for unfinished in preparation.clips_dir.glob(".*.part"):  # of runs that were killed, on any machine
-                remove(unfinished)
+        if lock.is_first:
+            preparation.remove_unfinished()  # of runs that were killed
         check_settings(preparation.output_dir, settings)
         lock.share()
         sources = [source for source in sources[rank::world_size] if not preparation.is_done(source)]
@@ -277,5 +282,7 @@ def _run(preparation: Preparation, sources: list[Path], runner: Runner, shows_ba
         try:
             runner.run(preparation, sources, show)
         finally:
-            if not is_remote(preparation.output_dir):
-                remove_leftovers(preparation.clips_dir)  # of workers that were ended
+            if runner.name == "ray":
+                preparation.remove_unfinished()  # of workers that were ended, on any machine
+            elif not is_remote(preparation.output_dir):
+                remove_leftovers(preparation.clips_dir)

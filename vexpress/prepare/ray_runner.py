@@ -77,12 +77,8 @@ class _Crew:
     """The workers of a run, and which source each of them has."""
 
     def __init__(self, work: Work, sources: list, servers: list, num_workers: int | None, show: Callable):
-        self.work, self.servers, self.num_workers, self.show = (
-            work,
-            itertools.cycle(servers or [None]),
-            num_workers,
-            show,
-        )
+        self.work, self.num_workers, self.show = work, num_workers, show
+        self.servers = itertools.cycle(servers or [None])
         self.waiting = deque(sources)
         self.attempts: Counter = Counter()
         self.calls: dict[ray.ObjectRef, tuple[Any, Any]] = {}  # -> worker and source; None while it loads models
