@@ -16,9 +16,7 @@ class DataConfig:
         InputError: a value is out of bounds.
     """
 
-    meta_paths: list[str] = option(
-        [], "metadata, JSON or Parquet, as written by `vexpress prepare`; Parquet also by URL", items=str
-    )
+    meta_paths: list[str] = option([], "metadata of `vexpress prepare`: JSON, or Parquet, also by URL", items=str)
     train_bs: int = option(1, "samples per process and micro-batch", low=1, high=4096)
     train_width: int = option(512, "width of the frames", low=16, high=4096, multiple=8, unit="px")
     train_height: int = option(512, "height of the frames", low=16, high=4096, multiple=8, unit="px")
