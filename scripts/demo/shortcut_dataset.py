@@ -18,7 +18,16 @@ from vexpress.files import replacing
 
 NOSE = 2  # among the five keypoints
 NOSE_SHIFT = 0.2  # in distances between the eyes, with the mouth wide open: 4 px in pictures 96 px wide
-FRAME_AXES = {"latents": 1, "pixel_values": 1, "kps_images": 1, "lip_masks": 1, "audio_windows": 0, "frame_ids": 0}
+FRAME_AXES = {
+    "latents": 1,
+    "pixel_values": 1,
+    "kps_images": 1,
+    "lip_masks": 1,
+    "eye_masks": 1,
+    "audio_windows": 0,
+    "frame_ids": 0,
+    "attributes": 0,
+}
 """Parts of a sample -> their axis of frames."""
 REFERENCES = {"latents": "reference_latents", "pixel_values": "reference_image"}
 

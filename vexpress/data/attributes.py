@@ -9,7 +9,7 @@ import numpy as np
 import scipy.ndimage
 
 from vexpress.data.arrays import float_array, read_file, readable_path
-from vexpress.data.transforms import OUTER_LIPS
+from vexpress.data.transforms import BROWS, EYES, OUTER_LIPS
 from vexpress.errors import InputError
 from vexpress.files import replacing
 from vexpress.models.attributes import ATTRIBUTES
@@ -18,9 +18,7 @@ ATTRIBUTES_SUFFIXES = (".npz",)
 ATTRIBUTES_KEY = "attributes"
 MIRRORED = [1, 0, 2, 3, 4, 5]  # lids change sides
 
-# insightface's 106 points, of the viewer's left and right eye and brow. Which point of an eye is which is not used.
-EYES, BROWS = (slice(33, 43), slice(87, 97)), (slice(43, 52), slice(97, 106))
-NOSE_TIP = 86
+NOSE_TIP = 86  # of insightface's 106 points; which point of an eye is which is not used
 OPEN_PERCENTILE, CLOSED_SHARE = 90, 0.35  # of an eye's height; landmarks of a closed eye do not meet
 EDGE_PERCENTILES = (2, 98)
 SMALLEST_BROW_REACH, SMALLEST_SMILE_REACH = 0.05, 0.1  # distances of the eyes, or noise would fill the range

@@ -41,6 +41,9 @@ class DataConfig:
     lip_loss_weight: float = option(
         1.0, "weight of the loss inside the lip mask; 1 weighs all pixels the same", low=0, high=1e6
     )
+    eye_loss_weight: float = option(
+        1.0, "weight of the loss on eyes and brows, which attributes need; 1 weighs them as all else", low=0, high=1e6
+    )
     kps_drop_rate: float = option(0.0, "probability that keypoint features are dropped", low=0, high=1)
     reference_drop_rate: float = option(0.0, "probability that the reference is dropped", low=0, high=1)
     audio_drop_rate: float = option(

@@ -29,10 +29,11 @@ from vexpress.data.latent_cache import latent_cache_path, load_latents, read_lat
 from vexpress.data.metadata_files import is_parquet
 from vexpress.data.transforms import (
     central_geometry,
+    eye_corners,
     lip_corners,
     random_flip,
     random_geometry,
-    render_lip_mask,
+    render_masks,
     scaled_box,
     transform_frames,
     transform_kps,
@@ -63,6 +64,7 @@ class _Clip:
         audio_dim: width of a hidden state.
         kps: (num_frames 3 2) float32 px.
         lip_corners: (num_frames 2 2) float32 px.
+        eye_corners: (num_frames 2 2 2) float32 px.
         attributes: (num_frames 6) float32, NaN where not known.
         latents_path: file of cached latents, or None.
     """
@@ -74,6 +76,7 @@ class _Clip:
     audio_dim: int
     kps: np.ndarray
     lip_corners: np.ndarray
+    eye_corners: np.ndarray
     attributes: np.ndarray
     latents_path: Path | None
 
@@ -89,6 +92,7 @@ class TalkingFaceDataset(Dataset):
         kps_images: (3 f H W) float32, 0..1: left eye, right eye, nose.
         audio_windows: (f n d) float32.
         lip_masks: (1 f h w) float32, 0 or 1.
+        eye_masks: (1 f h w) float32, 0 or 1.
         attributes: (f 6) float32, in the order of `vexpress.models.attributes.ATTRIBUTES`; NaN is not known.
         number: of the sample.
         name: path of the video.
@@ -230,8 +234,8 @@ class TalkingFaceDataset(Dataset):
 
         kps = transform_kps(clip.kps[frame_ids], geometry)
         kps_images = torch.from_numpy(np.stack([render_v_kps(points, *size[::-1]) for points in kps]))
-        boxes = scaled_box(transform_points(clip.lip_corners[frame_ids], geometry), config.lip_mask_scale)
-        lip_masks = [render_lip_mask(box, *size[::-1], self.latent_downsampling) for box in boxes]
+        lips = scaled_box(transform_points(clip.lip_corners[frame_ids], geometry), config.lip_mask_scale)
+        eyes = scaled_box(transform_points(clip.eye_corners[frame_ids], geometry), 1.0)
         attributes = clip.attributes[frame_ids]
         if geometry.flip:
             attributes = mirror_attributes(attributes)
@@ -242,7 +246,8 @@ class TalkingFaceDataset(Dataset):
         return sample | {
             "kps_images": rearrange(kps_images, "f h w c -> c f h w").contiguous().float().div_(255),
             "audio_windows": windows[frame_ids],
-            "lip_masks": torch.stack(lip_masks)[None],
+            "lip_masks": render_masks(lips[:, None], *size[::-1], self.latent_downsampling)[None],
+            "eye_masks": render_masks(eyes, *size[::-1], self.latent_downsampling)[None],
             "attributes": torch.from_numpy(attributes),
             "number": number,
             "frame_ids": torch.from_numpy(frame_ids),
@@ -394,6 +399,7 @@ def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int
         audio_dim=hidden_states.shape[1],
         kps=face_info.kps[:num_frames, :3].copy(),
         lip_corners=lip_corners(face_info.landmark_2d_106[:num_frames]),
+        eye_corners=eye_corners(face_info.landmark_2d_106[:num_frames]),
         attributes=attributes,
         latents_path=latents_path,
     )

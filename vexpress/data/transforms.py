@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 LIPS = slice(52, 72)  # of the 106 landmarks
+EYES, BROWS = (slice(33, 43), slice(87, 97)), (slice(43, 52), slice(97, 106))  # the viewer's left and right
 # insightface's 106 points: 12 around the lips from the viewer's left corner over the top, and 8 around the opening.
 OUTER_LIPS = [52, 64, 63, 71, 67, 68, 61, 58, 59, 53, 56, 55]
 INNER_LIPS = [65, 66, 62, 70, 69, 57, 60, 54]
@@ -109,6 +110,15 @@ def lip_corners(landmark_2d_106: np.ndarray) -> np.ndarray:
     return np.stack([lips.min(axis=-2), lips.max(axis=-2)], axis=-2)
 
 
+def eye_corners(landmark_2d_106: np.ndarray) -> np.ndarray:
+    """Finds the boxes around each eye and its brow: landmarks (... 106 2) -> (... eye corner xy), as `lip_corners`."""
+    parts = [
+        np.concatenate([landmark_2d_106[..., eye, :], landmark_2d_106[..., brow, :]], axis=-2)
+        for eye, brow in zip(EYES, BROWS)
+    ]
+    return np.stack([np.stack([part.min(axis=-2), part.max(axis=-2)], axis=-2) for part in parts], axis=-3)
+
+
 def lip_mask_box(landmark_2d_106: np.ndarray, scale: float) -> np.ndarray:
     """Computes the box of the lip mask: that of the lips, scaled about its centre.
 
@@ -150,3 +160,9 @@ def render_lip_mask(box: np.ndarray, height: int, width: int, downsampling: int)
     x1, y1, x2, y2 = (box // downsampling).tolist()
     mask[max(0, y1) : max(0, y2 + 1), max(0, x1) : max(0, x2 + 1)] = 1
     return mask
+
+
+def render_masks(boxes: np.ndarray, height: int, width: int, downsampling: int) -> Tensor:
+    """Renders the masks of several boxes per frame (f k 4) as `render_lip_mask` does: (f h w), 1 in any of them."""
+    masks = [[render_lip_mask(box, height, width, downsampling) for box in of_frame] for of_frame in boxes]
+    return torch.stack([torch.stack(each).amax(dim=0) for each in masks])

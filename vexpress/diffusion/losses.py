@@ -24,8 +24,10 @@ def weighted_loss(
     lip_masks: Tensor,
     lip_loss_weight: float,
     motion_loss_weight: float = 0.0,
+    eye_masks: Tensor | None = None,
+    eye_loss_weight: float = 1.0,
 ) -> Tensor:
-    """Mean squared error that counts more on the mouth and less at easy timesteps.
+    """Mean squared error that counts more on the mouth, and perhaps the eyes, and less at easy timesteps.
 
     Args:
         prediction: (b c f h w).
@@ -35,6 +37,8 @@ def weighted_loss(
         lip_loss_weight: weight on the mouth; elsewhere it is 1.
         motion_loss_weight: of the same error of differences between neighbouring frames; an error that all frames have
             in common, such as a colour, is none there. 0 as released.
+        eye_masks: (b 1 f h w), 1 on eyes and brows; needed for another weight than 1.
+        eye_loss_weight: weight there, where the mouth is not. 1 as released.
 
     Returns:
         Scalar; means are over all elements, so a higher weight raises the loss, as released.
@@ -42,7 +46,10 @@ def weighted_loss(
     Source: paper section 3.3; the motion part is ours.
     """
     error = prediction.float() - target.float()
-    weights = (1 + (lip_loss_weight - 1) * lip_masks) * timestep_weights.reshape(-1, 1, 1, 1, 1)
+    weights = 1 + (lip_loss_weight - 1) * lip_masks
+    if eye_loss_weight != 1:
+        weights = weights + (eye_loss_weight - 1) * eye_masks * (1 - lip_masks)
+    weights = weights * timestep_weights.reshape(-1, 1, 1, 1, 1)
     loss = (error.square() * weights).mean()
     if motion_loss_weight and error.shape[2] > 1:
         loss = loss + motion_loss_weight * (error.diff(dim=2).square() * weights[:, :, 1:]).mean()

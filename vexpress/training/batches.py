@@ -50,7 +50,8 @@ def prepare_batch(samples: dict, vae: Autoencoder, dtype: torch.dtype) -> Batch:
     if "attributes" in samples:
         conditions["attributes"] = samples["attributes"].to(device)
     noise = samples["noise"].to(device) if "noise" in samples else None
-    return Batch(latents, conditions, samples["lip_masks"].to(device), noise)
+    lip_masks, eye_masks = (samples[name].to(device) for name in ("lip_masks", "eye_masks"))
+    return Batch(latents, conditions, lip_masks, noise, eye_masks)
 
 
 def stream_batches(dataset: TalkingFaceDataset, samples: SampleStream, pin_memory: bool) -> Generator[dict, None, None]:

@@ -66,8 +66,9 @@ class Distillation:
         return torch.cat([latents[:, :, :num].lerp(history[:, :, :num], weights), latents[:, :, num:]], dim=2)
 
     def weighted(self, prediction: Tensor, target: Tensor, batch: Batch) -> Tensor:
-        """The error of clean latents (b c f h w) that counts more on the mouth, and on motion."""
-        weights = self.config.data.lip_loss_weight, self.config.motion_loss_weight
+        """The error of clean latents (b c f h w) that counts more on the mouth, perhaps on the eyes, and on motion."""
+        data = self.config.data
+        weights = data.lip_loss_weight, self.config.motion_loss_weight, batch.eye_masks, data.eye_loss_weight
         return weighted_loss(prediction, target, prediction.new_ones(len(prediction)), batch.lip_masks, *weights)
 
     def step_loss(self, loss: Tensor, prediction: Tensor, target: Tensor, batch: Batch) -> StepLoss:

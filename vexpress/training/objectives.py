@@ -31,12 +31,14 @@ class Batch:
             attributes (b f 6), which are read where they are learned.
         lip_masks: (b 1 f h w), 1 on the mouth, 0 elsewhere.
         noise: (b c f h w) float32; None for true latents.
+        eye_masks: (b 1 f h w), likewise on eyes and brows.
     """
 
     latents: Tensor
     conditions: Mapping[str, Tensor]
     lip_masks: Tensor
     noise: Tensor | None = None
+    eye_masks: Tensor | None = None
 
 
 class StepLoss(NamedTuple):
@@ -103,7 +105,8 @@ class Denoising:
             weights = torch.ones_like(parts.timesteps, dtype=torch.float32)
         else:
             weights = min_snr_weights(self.alphas_cumprod, parts.timesteps, self.config.snr_gamma)
-        loss_weights = self.config.data.lip_loss_weight, self.config.motion_loss_weight
+        data = self.config.data
+        loss_weights = data.lip_loss_weight, self.config.motion_loss_weight, batch.eye_masks, data.eye_loss_weight
         loss = weighted_loss(prediction, target, weights, batch.lip_masks, *loss_weights)
         # What is logged has no weights, so that runs with other weights can be compared.
         mouth_error = ((prediction.detach() - target).square() * batch.lip_masks).sum()

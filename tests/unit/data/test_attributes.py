@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 
 from vexpress.data.attributes import (
-    BROWS,
-    EYES,
     attributes_from_landmarks,
     load_attributes,
     mirror_attributes,
     save_attributes,
 )
-from vexpress.data.transforms import OUTER_LIPS
+from vexpress.data.transforms import BROWS, EYES, OUTER_LIPS
 from vexpress.errors import InputError
 
 

@@ -95,6 +95,7 @@ def test_shapes_types_and_ranges(augmented):
         "kps_images": (3, 4, 64, 64),
         "audio_windows": (4, 10, AUDIO_DIM),
         "lip_masks": (1, 4, 8, 8),
+        "eye_masks": (1, 4, 8, 8),
         "attributes": (4, 6),
         "frame_ids": (4,),
     }
