@@ -59,6 +59,24 @@ def mirror_attributes(attributes: np.ndarray) -> np.ndarray:
     return mirrored
 
 
+def clip_attributes(path: str | os.PathLike | None, landmark_2d_106: np.ndarray) -> np.ndarray:
+    """The attributes of a clip's frames: those of its file, or without one what its landmarks (n 106 2) px say.
+
+    Returns:
+        (n 6) float32.
+
+    Raises:
+        InputError: the file cannot be used, or has fewer frames.
+    """
+    if path is None:
+        return attributes_from_landmarks(landmark_2d_106)
+    num_frames = len(landmark_2d_106)
+    values = load_attributes(path)[:num_frames]
+    if len(values) < num_frames:
+        raise InputError(f"attributes {path}: {len(values)} frames, needed are {num_frames}")
+    return values
+
+
 def attributes_from_landmarks(landmark_2d_106: np.ndarray) -> np.ndarray:
     """Estimates lids, brows and smile of a clip, each scaled by what the clip itself shows.
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vexpress.audio_features import audio_windows
-from vexpress.data.attributes import attributes_from_landmarks, load_attributes, mirror_attributes
+from vexpress.data.attributes import clip_attributes, mirror_attributes
 from vexpress.data.config import DataConfig
 from vexpress.data.formats import ClipRecord, audio_length_problem, load_audio_embeds, load_face_info, load_metadata
 from vexpress.data.indexed import IndexedClips
@@ -375,12 +375,6 @@ def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int
     seconds = record.duration or float(num_video_frames / info.fps)
     if problem := audio_length_problem(len(hidden_states), seconds):
         raise InputError(f"audio_embeds {record.audio_embeds}: {problem}; extract them again")
-    if record.attributes is None:
-        attributes = attributes_from_landmarks(face_info.landmark_2d_106[:num_frames])
-    else:
-        attributes = load_attributes(record.attributes)[:num_frames]
-        if len(attributes) < num_frames:
-            raise InputError(f"attributes {record.attributes}: {len(attributes)} frames, needed are {num_frames}")
     latents_path = None
     if config.latent_cache_dir is not None:
         latents_path = latent_cache_path(config.latent_cache_dir, record.video)
@@ -400,6 +394,6 @@ def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int
         kps=face_info.kps[:num_frames, :3].copy(),
         lip_corners=lip_corners(face_info.landmark_2d_106[:num_frames]),
         eye_corners=eye_corners(face_info.landmark_2d_106[:num_frames]),
-        attributes=attributes,
+        attributes=clip_attributes(record.attributes, face_info.landmark_2d_106[:num_frames]),
         latents_path=latents_path,
     )
