@@ -1,6 +1,6 @@
 """Drawn people of a style that the demo pack has never seen: other palettes, hats, glasses and beards.
 
-They are drawn, labelled and measured like all others. Beards follow the jaw and leave the mouth to the mouth meter.
+They are drawn, labelled and measured like all others. Beards are whiskers, which leave the mouth to the mouth meter.
 """
 
 from dataclasses import dataclass
@@ -73,12 +73,12 @@ def random_styled_person(rng: np.random.Generator) -> StyledPerson:
 
 
 def _render_beard(canvas: Any, person: StyledPerson) -> None:
-    """A band along the jaw, from ear to ear."""
-    angle = np.linspace(-0.05 * np.pi, 1.05 * np.pi, 41)
-    sin, cos = np.sin(angle), np.cos(angle)
-    jaw = np.stack([np.sign(cos) * np.abs(cos) ** person.jaw, 1.22 * sin], 1)
-    inner = jaw * [0.86, 0.97] - [0, 0.03]
-    canvas.fill(canvas.place(np.concatenate([jaw, inner[::-1]]), depth=0.0), person.hair)
+    """Whiskers along the jaw from both ears; they end beside the mouth, out of what the meter takes for it."""
+    angle = np.linspace(-0.05 * np.pi, 0.22 * np.pi, 21)
+    jaw = np.stack([np.cos(angle) ** person.jaw, 1.22 * np.sin(angle)], 1)
+    band = np.concatenate([jaw, (jaw * [0.84, 0.95] - [0, 0.05])[::-1]])
+    for side in (-1, 1):
+        canvas.fill(canvas.place(band * [side, 1], depth=0.0), person.hair)
 
 
 def _render_glasses(canvas: Any, person: StyledPerson) -> None:
