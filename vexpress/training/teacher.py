@@ -13,6 +13,7 @@ from vexpress.diffusion.rolling import roll
 from vexpress.diffusion.schedule import DETERMINISTIC, build_scheduler
 from vexpress.errors import InputError
 from vexpress.model_folder import ModelPaths
+from vexpress.models.attributes import ATTRIBUTES
 from vexpress.options import SamplingOptions, load_model_defaults
 from vexpress.training.config import TrainConfig
 from vexpress.training.stages import TrainingNetworks
@@ -66,6 +67,8 @@ def student_values(config: TrainConfig) -> dict[str, Any]:
         "scheduler": "ddim",
         "num_inference_steps": config.distill.num_steps,
         "guidance_scale": 1.0,
+        "guidance_interval": 1,
+        "deep_block_interval": 1,
         "shared_noise": teacher_options(config).shared_noise,
         "sampling": "rolling",
         "context_frames": config.data.num_frames,
@@ -104,10 +107,12 @@ class Teacher:
         weights = {name: getattr(options, name) for name in WEIGHTS}
         with_all = self.networks.prepare_conditions(**conditions, **weights)
         without = with_all.without(*DROPPED[options.guidance])
-        if options.guidance == "audio" and self.networks.attribute_projection is not None:  # these are kept
+        if options.guidance != "all" and self.networks.attribute_projection is not None:  # one of two kinds of tokens
             keep = torch.ones(conditions["audio_windows"].shape[:2], device=unet.device)
-            dropped = {"audio_keep": torch.zeros_like(keep), "any_keep": keep}
-            without = self.networks.prepare_conditions(**conditions, **weights, **dropped)
+            masks = {"audio_keep": keep, "any_keep": keep, "attribute_keep": conditions.get("attribute_keep")}
+            none = keep.new_zeros(*keep.shape, len(ATTRIBUTES))
+            masks |= {"audio_keep": 0 * keep} if options.guidance == "audio" else {"attribute_keep": none}
+            without = self.networks.prepare_conditions(**{**conditions, **weights, **masks})
 
         def denoise(noisy: Tensor, timestep: Tensor, windows: list[list[int]], carried: list[Carried]) -> Tensor:
             inputs = noisy.to(unet.dtype), timestep.to(noisy.device)

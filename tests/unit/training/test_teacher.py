@@ -13,8 +13,10 @@ from vexpress.audio_features import audio_windows, encode_audio
 from vexpress.data.config import DataConfig
 from vexpress.diffusion.latents import compute_latents, scale_latents
 from vexpress.media.keypoints import render_v_kps
+from vexpress.models import AttributeProjection
 from vexpress.options import SamplingOptions, load_model_defaults
 from vexpress.training.config import DistillConfig, InitConfig, TrainConfig
+from vexpress.training.stages import TrainingNetworks
 from vexpress.training.teacher import Teacher, student_values
 
 SAMPLING = {"num_inference_steps": 3, "guidance_scale": 2.0, "guidance": "audio", "reference_attention_weight": 0.9}
@@ -55,6 +57,36 @@ def test_a_teachers_result_is_the_pipelines(folder):
         }
     result = Teacher.load(config(folder), torch.float32, "cpu").sample(noise, conditions)
     assert tiny.relative_error(result, made) < 1e-4
+
+
+@pytest.mark.parametrize("guidance", ["audio", "attributes"])
+def test_with_attributes_guidance_leaves_out_one_of_two(guidance):
+    """Where nothing of what is left out was told, guidance changes nothing; where it was, it does."""
+    networks = TrainingNetworks(
+        **{name: getattr(tiny, name)() for name in ("reference_net", "denoising_unet", "v_kps_guider")},
+        audio_projection=tiny.audio_projection(),
+        attribute_projection=tiny.fill_by_rule(AttributeProjection(8, tiny.UNET_CONFIG["cross_attention_dim"])),
+    )
+    noise = torch.randn(1, 4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    conditions = {
+        "reference_latents": noise[:, :, 0],
+        "kps_images": torch.zeros(1, 3, 2, 64, 64),
+        "audio_windows": torch.ones(1, 2, 10, 24),
+        "attributes": torch.full((1, 2, 6), 0.5),
+    }
+    nothing = torch.zeros(1, 2, 6) if guidance == "attributes" else torch.zeros(1, 2)
+    masks = {"attributes": "attribute_keep", "audio": "audio_keep"}[guidance]
+    untold = {**conditions, masks: nothing, "any_keep": torch.ones(1, 2)}
+    changes = []
+    for told in (conditions, untold):
+        plain, strong = (
+            Teacher(networks, SamplingOptions(guidance=guidance, guidance_scale=scale)).denoiser(told)(
+                noise, torch.tensor([500]), [], []
+            )
+            for scale in (1.0, 3.0)
+        )
+        changes.append(tiny.relative_error(strong.detach(), plain.detach()))
+    assert changes[1] < 1e-5 < changes[0]
 
 
 def test_the_students_folder_needs_no_flag(folder):
