@@ -5,6 +5,7 @@ The sizes are a configuration, so that a small network of the same kind can be t
 """
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -30,6 +31,9 @@ NUM_CEPSTRA = 13
 # Mel-frequency cepstra with the defaults of python_speech_features.
 WINDOW_SAMPLES, STEP_SAMPLES, FFT_SIZE, NUM_FILTERS = 400, 160, 512, 26
 PREEMPHASIS, LIFTER = 0.97, 22
+
+PLACES = ("evaluation/syncnet.safetensors", "evaluation/syncnet_v2.model")
+"""Where in a model folder a SyncNet may lie."""
 
 SMOOTHING_FRAMES = 13
 CROP_SCALE, PADDING_VALUE = 0.40, 110
@@ -219,20 +223,25 @@ def crop_track(frames: np.ndarray, boxes: np.ndarray, crop_px: int = 224) -> np.
     Returns:
         (f crop_px crop_px 3) uint8 BGR.
     """
+    return np.stack([crop_face(frame, at, crop_px) for frame, at in zip(frames, smooth_track(boxes))])
+
+
+def smooth_track(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (f 4) px of consecutive frames -> (f 3): half of the face's side, and its middle."""
     half = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) / 2
     track = np.stack([half, (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2], 1)
-    track = ndi.median_filter(track, (SMOOTHING_FRAMES, 1), mode="nearest")
-    crops = []
-    for frame, (s, x, y) in zip(frames, track):
-        margin = int(s * (1 + 2 * CROP_SCALE)) + 1
-        padded = np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), constant_values=PADDING_VALUE)
-        x, y = (np.clip([x, y], 0, frame.shape[1::-1]) + margin).tolist()
-        top, bottom = int(y - s), int(y + s * (1 + 2 * CROP_SCALE))
-        left, right = int(x - s * (1 + CROP_SCALE)), int(x + s * (1 + CROP_SCALE))
-        crops.append(
-            cv2.resize(padded[top : max(bottom, top + 1), left : max(right, left + 1), ::-1], (crop_px, crop_px))
-        )
-    return np.stack(crops)
+    return ndi.median_filter(track, (SMOOTHING_FRAMES, 1), mode="nearest")
+
+
+def crop_face(frame: np.ndarray, place: np.ndarray, crop_px: int) -> np.ndarray:
+    """Cuts a face out of frame (H W 3) uint8 RGB: (crop_px crop_px 3) uint8 BGR; `place` is a row of `smooth_track`."""
+    s, x, y = place
+    margin = int(s * (1 + 2 * CROP_SCALE)) + 1
+    padded = np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), constant_values=PADDING_VALUE)
+    x, y = (np.clip([x, y], 0, frame.shape[1::-1]) + margin).tolist()
+    top, bottom = int(y - s), int(y + s * (1 + 2 * CROP_SCALE))
+    left, right = int(x - s * (1 + CROP_SCALE)), int(x + s * (1 + CROP_SCALE))
+    return cv2.resize(padded[top : max(bottom, top + 1), left : max(right, left + 1), ::-1], (crop_px, crop_px))
 
 
 # ---- both ----------------------------------------------------------------------------------------------------------
@@ -275,7 +284,6 @@ def count_windows(num_frames: int, num_samples: int) -> int:
     return max(0, min(num_frames, num_samples // (RATE_HZ // FPS)) - WINDOW_FRAMES)
 
 
-@torch.no_grad()
 def encode_clip(network: SyncNet, crops: np.ndarray, cepstra: np.ndarray, num_windows: int) -> SyncFeatures:
     """Computes the embeddings of a clip.
 
@@ -285,17 +293,28 @@ def encode_clip(network: SyncNet, crops: np.ndarray, cepstra: np.ndarray, num_wi
         cepstra: (steps 13), 100 per second.
         num_windows: see `count_windows`.
     """
-    device = next(network.parameters()).device
+    starts = range(num_windows)
+    return SyncFeatures(encode_frames(network, crops, starts), encode_speech(network, cepstra, starts))
+
+
+def encode_frames(network: SyncNet, crops: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """Computes embeddings (n d) of the windows of crops (f px px 3) uint8 BGR that start at these frames."""
     frames = torch.from_numpy(crops).movedim(-1, 0)  # (3 f px px)
-    steps = torch.from_numpy(cepstra).T  # (13 steps)
-    visual, audio = [], []
-    for start in range(0, num_windows, WINDOWS_PER_BATCH):
-        part = range(start, min(start + WINDOWS_PER_BATCH, num_windows))
-        windows = torch.stack([frames[:, i : i + WINDOW_FRAMES] for i in part])
-        speech = torch.stack([steps[None, :, STEPS_PER_FRAME * i :][..., :WINDOW_STEPS] for i in part])
-        visual.append(network.encode_frames(windows.to(device).float()).cpu())
-        audio.append(network.encode_speech(speech.to(device).float()).cpu())
-    return SyncFeatures(torch.cat(visual).numpy(), torch.cat(audio).numpy())
+    return _encode(network, network.encode_frames, [frames[:, i : i + WINDOW_FRAMES] for i in starts])
+
+
+def encode_speech(network: SyncNet, cepstra: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """Computes embeddings (n d) of the windows of cepstra (steps 13) that start at these frames."""
+    steps = torch.from_numpy(cepstra).T[None]  # (1 13 steps)
+    parts = [steps[..., i * STEPS_PER_FRAME :][..., :WINDOW_STEPS] for i in starts]
+    return _encode(network, network.encode_speech, parts)
+
+
+@torch.no_grad()
+def _encode(network: SyncNet, encode: Callable[[Tensor], Tensor], windows: list[Tensor]) -> np.ndarray:
+    device = next(network.parameters()).device
+    parts = [windows[i : i + WINDOWS_PER_BATCH] for i in range(0, len(windows), WINDOWS_PER_BATCH)]
+    return torch.cat([encode(torch.stack(part).to(device).float()).cpu() for part in parts]).numpy()
 
 
 def score_sync(visual: np.ndarray, audio: np.ndarray, max_shift: int = MAX_SHIFT) -> SyncScore:

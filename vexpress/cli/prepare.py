@@ -42,6 +42,7 @@ def build_parser() -> ArgumentParser:
     machine.add_argument("--model_dir", type=Path, default=Path("model_ckpts"), help="folder in the released layout")
     for name in ("insightface_model_path", "audio_encoder_path"):
         machine.add_argument(f"--{name}", type=Path, help=f"in place of MODEL_DIR/{LAYOUT[name]}")
+    machine.add_argument("--syncnet_path", type=Path, help="in place of MODEL_DIR/evaluation/syncnet...; unset: that")
     machine.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
     machine.add_argument("--gpu_id", type=int, default=0, help="with torchrun: of its process 0, the others follow")
     machine.add_argument("--runner", choices=("local", "ray"), default="local", help="this machine or a Ray cluster")
@@ -73,6 +74,7 @@ def build_preparation(args: Namespace) -> "Preparation":
         settings=settings,
         insightface_model_path=args.insightface_model_path or args.model_dir / LAYOUT["insightface_model_path"],
         audio_encoder_path=args.audio_encoder_path or args.model_dir / LAYOUT["audio_encoder_path"],
+        syncnet_path=args.syncnet_path or _find_syncnet(args.model_dir),
         device=device,
     )
 
@@ -93,6 +95,12 @@ def build_runner(args: Namespace, world_size: int) -> "Runner":
 
     num_processes = args.num_processes or (None if args.runner == "ray" else 1)
     return Runner(args.runner, num_processes, args.ray_address, uses_gpus=args.device != "cpu")
+
+
+def _find_syncnet(model_dir: Path) -> Path | None:
+    from vexpress.syncnet import PLACES
+
+    return next((model_dir / place for place in PLACES if (model_dir / place).is_file()), None)
 
 
 def main(arguments: list[str] | None = None) -> None:

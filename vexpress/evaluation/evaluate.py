@@ -18,6 +18,7 @@ from vexpress.evaluation.report import Report, save_report
 from vexpress.evaluation.rows import build_group_rows, build_rows
 from vexpress.evaluation.settings import Settings
 from vexpress.network_files import compute_sha256, is_script
+from vexpress.syncnet import PLACES as SYNCNET_PLACES
 from vexpress.syncnet import load_syncnet
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 NETWORK_PLACES = {
     "fid_network": ("evaluation/fid.safetensors", "evaluation/fid.pt", "evaluation/inception-2015-12-05.pt"),
     "fvd_network": ("evaluation/fvd.safetensors", "evaluation/fvd.pt", "evaluation/i3d_torchscript.pt"),
-    "syncnet_path": ("evaluation/syncnet.safetensors", "evaluation/syncnet_v2.model"),
+    "syncnet_path": SYNCNET_PLACES,
     "insightface_model_path": ("insightface_models",),
 }
 """Option -> where in a model folder its file may lie."""

@@ -205,6 +205,45 @@ def write_video(
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
+def replace_sound(path: str | os.PathLike, audio: Audio) -> None:
+    """Gives an MP4 that `write_video` wrote other sound; its pictures stay bit by bit.
+
+    Args:
+        path: of the file, which is replaced.
+        audio: sound from the first frame on.
+
+    Raises:
+        InputError: the file cannot be read, or samples that are no sound.
+        OSError: the disk is full (ENOSPC).
+    """
+    check_samples(audio)
+    audio, num_frames, position = _encodable(audio), 0, 0
+    options = {"movflags": "+faststart", "movie_timescale": str(audio.sampling_rate_hz)}
+    with (
+        replacing(path) as temporary,
+        open_stream(path, "video", "video_path") as (source, stream),
+        av.open(f"file:{temporary}", "w", format="mp4", container_options=options) as container,
+    ):
+        video_stream, audio_stream = container.add_stream_from_template(stream), _add_audio_stream(container, audio)
+        for packet in source.demux(stream):
+            if packet.dts is None:  # the end
+                continue
+            packet.stream = video_stream
+            container.mux(packet)
+            num_frames += 1
+            end = round(num_frames / stream.guessed_rate * audio.sampling_rate_hz)
+            container.mux(audio_stream.encode(_audio_frame(audio, position, end)))
+            position = end
+        container.mux(audio_stream.encode(None))
+
+
+def _add_audio_stream(container: av.container.OutputContainer, audio: Audio) -> av.AudioStream:
+    num_channels, rate = len(audio.samples), audio.sampling_rate_hz
+    stream = container.add_stream("aac", rate=rate, layout=LAYOUTS[num_channels])
+    stream.bit_rate = num_channels * min(AAC_BITS_PER_SECOND, AAC_BITS_PER_SAMPLE * rate)
+    return stream
+
+
 def _encode(
     path: Path,
     frames: Iterator[np.ndarray],
@@ -229,9 +268,7 @@ def _encode(
         tags.colorspace, tags.color_range = Colorspace.ITU709, ColorRange.MPEG
         tags.color_primaries, tags.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         if audio is not None:
-            num_channels, rate = len(audio.samples), audio.sampling_rate_hz
-            audio_stream = container.add_stream("aac", rate=rate, layout=LAYOUTS[num_channels])
-            audio_stream.bit_rate = num_channels * min(AAC_BITS_PER_SECOND, AAC_BITS_PER_SAMPLE * rate)
+            audio_stream, rate = _add_audio_stream(container, audio), audio.sampling_rate_hz
         num_frames = position = 0
         for num_frames, pixels in enumerate(frames, start=1):
             if pixels.shape != shape:

@@ -31,6 +31,7 @@ from vexpress.errors import InputError
 from vexpress.files import remove_leftovers, sync, temporary_path
 from vexpress.media.faces import find_model_dir
 from vexpress.prepare.extract import find_videos
+from vexpress.prepare.facts import read_facts
 from vexpress.prepare.lock import hold_folder
 from vexpress.prepare.records import (
     RECORD_NAME,
@@ -59,6 +60,7 @@ class Preparation:
         settings: how to make clips.
         insightface_model_path: folder of the face models.
         audio_encoder_path: folder of the audio encoder.
+        syncnet_path: file of a SyncNet; None leaves out whether lips and sound fit.
         device: a torch device; None takes what the machine has that loads the models.
     """
 
@@ -67,6 +69,7 @@ class Preparation:
     settings: PrepareSettings
     insightface_model_path: Path
     audio_encoder_path: Path
+    syncnet_path: Path | None = None
     device: str | None = "cpu"
 
     @property
@@ -76,7 +79,7 @@ class Preparation:
     def load_models(self) -> PrepareModels:
         """Loads what `prepare` runs; raises an InputError if that fails."""
         device = self.device or str(resolve_device())
-        return PrepareModels.load(self.insightface_model_path, self.audio_encoder_path, device)
+        return PrepareModels.load(self.insightface_model_path, self.audio_encoder_path, device, self.syncnet_path)
 
     def name_of(self, source: AnyPath) -> str:
         """Path of a source in the input folder."""
@@ -129,6 +132,8 @@ class Preparation:
         try:
             with self._making(folder) as unfinished, local_copy(source) as local:
                 result = prepare_source(local, unfinished, self.settings, models, on_clip)
+                facts = read_facts(source)
+                result["clips"] = [facts | row for row in result["clips"]]
                 for row in result["rejected"]:
                     row["detail"] = row["detail"].replace(str(local), str(source))
                 self._write_record(source, unfinished, result, failed=False)
@@ -188,6 +193,10 @@ def describe(preparation: Preparation) -> dict[str, object]:
         raise InputError("no such folder", "audio_encoder_path", preparation.audio_encoder_path)
     model_dirs = (find_model_dir(preparation.insightface_model_path), preparation.audio_encoder_path)
     files = sorted((file.name, file.stat().st_size) for folder in model_dirs for file in folder.iterdir())
+    if path := preparation.syncnet_path:
+        if not path.is_file():
+            raise InputError("no such file", "syncnet_path", path)
+        files.append((path.name, path.stat().st_size))
     return {
         "input_dir": str(preparation.input_dir.resolve()),
         **dataclasses.asdict(preparation.settings),
@@ -263,8 +272,10 @@ def prepare_folder(
         lock.share()
         sources = [source for source in sources[rank::world_size] if not preparation.is_done(source)]
         if sources:
+            if preparation.syncnet_path is None:
+                logger.warning("without a SyncNet nobody checks that sound and lips fit; give `syncnet_path`")
             _run(preparation, sources, runner, shows_bar=rank == 0)
-        return merge_records(preparation.output_dir)
+        return merge_records(preparation.output_dir, preparation.settings.max_duplicate_difference)
 
 
 def _run(preparation: Preparation, sources: list[Path], runner: Runner, shows_bar: bool) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import cv2
@@ -19,32 +20,40 @@ class Piece:
     Attributes:
         boxes: (n 4) px of the source: the face that is followed, in the frames in which it was seen.
         num_bad: frames that do not show exactly one face.
+        is_cut: it starts or ends at a cut.
     """
 
     start: int
     stop: int
     boxes: np.ndarray
     num_bad: int
+    is_cut: bool = False
 
     @property
     def num_frames(self) -> int:
         return self.stop - self.start
 
 
-def split_into_pieces(boxes: list[np.ndarray], max_gap: int, max_frames: int) -> list[Piece]:
-    """Cuts a source where the face is lost or jumps, and long stretches into equal parts; no frame is left out.
+def split_into_pieces(
+    boxes: list[np.ndarray], max_gap: int, max_frames: int, cuts: Collection[int] = ()
+) -> list[Piece]:
+    """Cuts a source where it is cut, the face is lost or jumps, and long stretches into equal parts.
+
+    No frame is left out.
 
     Args:
         boxes: per frame the faces' (n 4) px, the largest first.
         max_gap: longest gap, in frames, in which the face may be missing.
         max_frames: longest piece that shows a face.
+        cuts: first frames of new shots.
     """
     runs: list[dict[int, np.ndarray]] = []  # frame -> box of the face that is followed
+    shots = np.searchsorted(sorted(cuts), range(len(boxes)), side="right")  # frame -> number of its shot
     for index, candidates in enumerate(boxes):
         if not len(candidates):
             continue
         last = next(reversed(runs[-1])) if runs else None
-        if last is not None and index - last <= max_gap + 1:
+        if last is not None and index - last <= max_gap + 1 and shots[index] == shots[last]:
             overlaps = _overlaps(candidates, runs[-1][last])
             if overlaps.max() >= MIN_OVERLAP:
                 runs[-1][index] = candidates[overlaps.argmax()]
@@ -63,7 +72,7 @@ def split_into_pieces(boxes: list[np.ndarray], max_gap: int, max_frames: int) ->
         if stop > start:
             seen = [followed[index] for index in range(start, stop) if index in followed]
             num_bad = sum(len(candidates) != 1 for candidates in boxes[start:stop])
-            pieces.append(Piece(start, stop, np.array(seen).reshape(-1, 4), num_bad))
+            pieces.append(Piece(start, stop, np.array(seen).reshape(-1, 4), num_bad, bool({start, stop} & {*cuts})))
     return pieces
 
 

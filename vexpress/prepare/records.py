@@ -14,6 +14,7 @@ from typing import Any
 from vexpress.data.formats import NEEDED_PATH_KEYS, NUMBER_KEYS
 from vexpress.data.metadata_files import add_columns, writing_json, writing_parquet
 from vexpress.errors import InputError
+from vexpress.prepare.duplicates import PICTURE_BITS, SOUND_BITS, find_duplicates
 from vexpress.storage import AnyPath, is_remote, read_json, writing
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ def _is_record(record: Any) -> bool:
 def _is_clip(row: Any) -> bool:
     if not isinstance(row, dict):
         return False
+    if not isinstance(row.get("quality", {}), dict):
+        return False
     names, numbers = [row.get(key) for key in NEEDED_PATH_KEYS], [row.get(key) for key in NUMBER_KEYS]
     return all(isinstance(name, str) and CLIP_FILE_NAME.fullmatch(name) for name in names) and all(
         isinstance(number, int | float) and not isinstance(number, bool) and 0 < number < 1e9 for number in numbers
@@ -75,9 +78,11 @@ def clip_files(record: dict, folder: AnyPath) -> list[AnyPath]:
     return [folder / row[key] for row in record["clips"] for key in NEEDED_PATH_KEYS]
 
 
-def merge_records(output_dir: AnyPath) -> tuple[int, Counter]:
+def merge_records(output_dir: AnyPath, max_duplicate_difference: float = -1) -> tuple[int, Counter]:
     """Writes metadata.json, metadata.parquet and rejected.jsonl from the records of all sources; damaged ones are left
-    out. One record is in memory at a time.
+    out. One record is in memory at a time, and 100 bytes of each clip.
+
+    Of duplicates, the first in the order of sources is kept, whatever was prepared first.
 
     Each process of a launch calls this when its share is done. A process that read the records early may be the last
     to write: each looks again after writing, so that the last word holds all records.
@@ -88,28 +93,38 @@ def merge_records(output_dir: AnyPath) -> tuple[int, Counter]:
     merged = None
     while (survey := _survey(output_dir)) != merged:
         merged = survey
-        num_clips, reasons, damaged = _write(output_dir, merged[1])
+        _, columns, hashes = merged
+        duplicates = _find_duplicates(hashes, max_duplicate_difference)
+        num_clips, reasons, damaged = _write(output_dir, columns, duplicates)
     for path in damaged:
         logger.warning("%s: is damaged, and its source is gone; its clips are left out", path)
     return num_clips, reasons
 
 
-def _survey(output_dir: AnyPath) -> tuple[str, dict[str, str]]:
-    """A digest of all records, and the columns of their clips."""
-    digest, columns = hashlib.sha256(), {}  # key -> number or text
+_Key = tuple[str, str, str]  # of a clip: its source, the name of its folder, its video
+
+
+def _survey(output_dir: AnyPath) -> tuple[str, dict[str, str], dict[_Key, tuple[str, str]]]:
+    """A digest of all records, the columns of their clips, and the hashes of those that have some."""
+    digest, columns, hashes = hashlib.sha256(), {}, {}  # key -> number or text
     for path, record in _read_all(output_dir):
         digest.update(repr((str(path), record)).encode())
         for row in record["clips"] if record else ():
-            add_columns(columns, row)
-    return digest.hexdigest(), columns
+            add_columns(columns, _flat(row))
+            if both := _hashes(row):
+                hashes[record["source"], path.parent.name, row["video"]] = both
+    return digest.hexdigest(), columns, hashes
 
 
-def _write(output_dir: AnyPath, columns: dict[str, str]) -> tuple[int, Counter, list[AnyPath]]:
+def _write(
+    output_dir: AnyPath, columns: dict[str, str], duplicates: dict[_Key, dict]
+) -> tuple[int, Counter, list[AnyPath]]:
     num_clips, reasons, damaged = 0, Counter(), []
     with contextlib.ExitStack() as files:
         writers = [files.enter_context(writing_json(output_dir / "metadata.json"))]
         try:
-            writers.append(files.enter_context(writing_parquet(output_dir / "metadata.parquet", columns)))
+            add_flat = files.enter_context(writing_parquet(output_dir / "metadata.parquet", columns))
+            writers.append(lambda row: add_flat(_flat(row)))
         except InputError as error:
             logger.warning("metadata.parquet is not written: %s", error)
         temporary = files.enter_context(writing(output_dir / "rejected.jsonl"))
@@ -118,14 +133,61 @@ def _write(output_dir: AnyPath, columns: dict[str, str]) -> tuple[int, Counter, 
             if record is None:
                 damaged.append(path)
                 continue
+            left_out = list(record["rejected"])
             for row in record["clips"]:
+                why = duplicates.get((record["source"], path.parent.name, row["video"]))
+                if why is not None:
+                    left_out.append(_rejected_clip(row, why))
+                    continue
                 for add in writers:
                     add(_metadata_row(row, path.parent.name))
-            for row in record["rejected"]:
+                num_clips += 1
+            for row in left_out:
                 rejected.write(json.dumps({"video": record["source"]} | row) + "\n")
-            num_clips += len(record["clips"])
-            reasons.update(row["reason"] for row in record["rejected"])
+            reasons.update(row["reason"] for row in left_out)
     return num_clips, reasons, damaged
+
+
+def _find_duplicates(hashes: dict[_Key, tuple[str, str]], max_difference: float) -> dict[_Key, dict]:
+    """Clip that is there already -> reason, detail and how much its sound differs."""
+    if max_difference < 0 or not hashes:
+        return {}
+    keys, found = sorted(hashes), {}
+    for duplicate in find_duplicates(*zip(*(hashes[key] for key in keys)), max_difference):
+        source, _, video = keys[duplicate.original]
+        differs = f"{duplicate.difference:.3g} of the bits of their sounds differ"
+        limit = f"`max_duplicate_difference` is {max_difference:g}"
+        found[keys[duplicate.index]] = {
+            "reason": "mirrored" if duplicate.is_mirrored else "duplicate",
+            "detail": f"as {source}, clip {_number(video)}; {differs}, {limit}",
+            "sound_difference": round(duplicate.difference, 4),
+        }
+    return found
+
+
+def _rejected_clip(row: dict, why: dict) -> dict:
+    """The row among the rejected ones of a clip that was made."""
+    start = row.get("source_start_seconds", 0.0)
+    about = {"clip": _number(row["video"]), "reason": why["reason"], "detail": why["detail"]}
+    quality = {"quality": row["quality"] | {"sound_difference": why["sound_difference"]}}
+    return about | quality | {"start_seconds": start, "end_seconds": start + row["duration"]}
+
+
+def _number(video: str) -> int | None:
+    stem = video.partition(".")[0]
+    return int(stem) if stem.isdecimal() else None
+
+
+def _hashes(row: dict) -> tuple[str, str] | None:
+    """The hashes of a clip's sound and picture; None for a clip without."""
+    quality, lengths = row.get("quality", {}), {"sound_hash": SOUND_BITS // 4, "picture_hash": PICTURE_BITS // 4}
+    is_whole = all(re.fullmatch(f"[0-9a-f]{{{length}}}", str(quality.get(key))) for key, length in lengths.items())
+    return tuple(quality[key] for key in lengths) if is_whole else None
+
+
+def _flat(row: dict) -> dict:
+    """The row with a column for each number of its quality."""
+    return row | {f"quality.{key}": value for key, value in row.get("quality", {}).items()}
 
 
 def _read_all(output_dir: AnyPath) -> Iterator[tuple[AnyPath, dict | None]]:
@@ -144,4 +206,5 @@ def _metadata_row(row: dict, folder: str) -> dict:
     """A clip's row: paths relative to the metadata, and every number and text that preparation kept."""
     paths = {key: f"clips/{folder}/{row[key]}" for key in NEEDED_PATH_KEYS}
     rest = {key: value for key, value in row.items() if isinstance(value, str | int | float) and key not in paths}
-    return paths | {key: row[key] for key in NUMBER_KEYS} | rest
+    quality = {"quality": row["quality"]} if "quality" in row else {}
+    return paths | {key: row[key] for key in NUMBER_KEYS} | rest | quality

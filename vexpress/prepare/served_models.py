@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vexpress.logs import set_up_logging
 from vexpress.media.faces import Face, FaceDetector
+from vexpress.prepare.sync import Speech
 from vexpress.prepare.workers import Work
+from vexpress.syncnet import SyncScore
 
 FRAMES_ON_THE_WAY = 4  # to a GPU, of one worker: enough to hide the way there
 
@@ -39,6 +41,9 @@ class ModelServer:
     def encode_audio(self, waveform: Tensor) -> Tensor:
         return self.models.encode_audio(waveform)
 
+    def measure_sync(self, crops: np.ndarray, speech: Speech) -> SyncScore | None:
+        return self.models.measure_sync(crops, speech)
+
 
 class ServedModels:
     """Stands for `PrepareModels` in a worker: face models and audio encoder run at the server, all else is fetched."""
@@ -56,6 +61,9 @@ class ServedModels:
 
     def encode_audio(self, waveform: Tensor) -> Tensor:
         return _get(self._server.encode_audio.remote(waveform))
+
+    def measure_sync(self, crops: np.ndarray, speech: Speech) -> SyncScore | None:
+        return _get(self._server.measure_sync.remote(crops, speech))
 
 
 class _ServedDetector(FaceDetector):

@@ -31,8 +31,35 @@ class PrepareSettings:
     min_face_fraction: float = option(0.1, "the same as a share of the video's shorter side", low=0, high=1)
     max_bad_fraction: float = option(0.1, "largest share of a clip's frames without exactly one face", low=0, high=1)
     max_gap: int = option(5, "longest gap without the face that is interpolated", low=0, high=1_000_000, unit="frames")
-    speech_db: float = option(-45.0, "level from which sound counts as speech", low=-200, high=0, unit="dBFS")
-    min_speech_fraction: float = option(0.2, "smallest share of a clip's sound that is speech", low=0, high=1)
+    speech_detector: str = option(
+        "silero", "silero: silero-vad finds speech; loudness: all sound is taken for it", choices=("silero", "loudness")
+    )
+    speech_db: float = option(-45.0, "level from which sound counts as loud enough", low=-200, high=0, unit="dBFS")
+    speech_probability: float = option(0.5, "from which silero-vad's windows of 32 ms count as speech", low=0, high=1)
+    min_speech_fraction: float = option(0.2, "smallest share of a clip's sound: loud enough, speech", low=0, high=1)
+    cut_change: float = option(
+        10.0, "smallest change of the picture that is a cut, PySceneDetect's content value", low=0, high=255
+    )
+    max_still_seconds: float = option(1.0, "longest time in which the picture stands still", low=0, high=7200, unit="s")
+    min_identity: float = option(
+        0.3, "smallest cosine of the face's embedding with the most typical one of the clip", low=-1, high=1
+    )
+    min_brightness: float = option(0.08, "darkest face, mean of a clip", low=0, high=1)
+    max_brightness: float = option(0.95, "brightest face, mean of a clip", low=0, high=1)
+    max_blur: float = option(0.6, "most blurred face, Crete's measure at 128 px, median of a clip", low=0, high=1)
+    max_occlusion: float = option(0.25, "largest share of the face that something passes over", low=0, high=1)
+    max_turn_degrees: float = option(60.0, "largest turn of the head to a side", low=0, high=90, unit="degrees")
+    min_sync_confidence: float = option(3.0, "smallest Sync-C at the best shift of the sound", low=0, high=100)
+    max_sync_distance: float = option(9.0, "largest Sync-D at the best shift of the sound", low=0, high=100)
+    min_sync_shift: int = option(
+        2, "smaller shifts of the sound are left: SyncNet errs by 1", low=0, high=15, unit="frames of 25 fps"
+    )
+    max_sync_shift: int = option(
+        10, "sound is shifted by up to so much, clips farther off are rejected", low=0, high=15, unit="frames of 25 fps"
+    )
+    max_duplicate_difference: float = option(
+        0.1, "largest share of the bits of the sounds' hashes in duplicates; below 0 they are kept", low=-1, high=0.25
+    )
     format: str = option("npz", "npz: .npz and .safetensors files; pt: as released", choices=tuple(FORMATS))
 
     def __post_init__(self):

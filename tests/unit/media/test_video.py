@@ -14,7 +14,7 @@ import pytest
 
 from vexpress.errors import InputError
 from vexpress.media.audio import Audio, load_audio
-from vexpress.media.video import constant_rate, frame_rate, probe_video, read_frames, write_video
+from vexpress.media.video import constant_rate, frame_rate, probe_video, read_frames, replace_sound, write_video
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = ROOT.parent / "shared" / "samples"
@@ -282,6 +282,20 @@ def test_the_sound_stays_what_and_where_it_was(tmp_path, num_channels):
     inner = slice(3000, 22000)
     assert np.abs(written[:, inner] - expected[:, inner]).max() < 0.005
     assert np.abs(written[:, 27000:]).max() < 0.01
+
+
+def test_other_sound_leaves_the_pictures_bit_by_bit(tmp_path):
+    path, fps = tmp_path / "a.mp4", Fraction(30000, 1001)
+    write_video(path, grey_frames(25), fps, tone(48000, 1), keyframe_interval=10)
+    frames = [(time, frame.tobytes()) for time, frame in read_frames(path)]
+    other = Audio(tone(48000, 2, seconds=0.5).samples * 0.5, 48000)
+    replace_sound(path, other)
+    assert [(time, frame.tobytes()) for time, frame in read_frames(path)] == frames
+    audio = load_audio(path)
+    assert audio.samples.shape[0] == 2
+    assert audio.duration_seconds == pytest.approx(float(25 / fps), abs=1e-4)
+    assert np.abs(audio.samples[:, 3000:22000] - other.samples[:, 3000:22000]).max() < 0.01
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)

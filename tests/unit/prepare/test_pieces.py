@@ -34,6 +34,17 @@ def test_a_jump_cuts_and_a_bystander_does_not():
     np.testing.assert_array_equal(pieces[0].boxes, [HERE] * 10)
 
 
+def test_a_cut_to_another_face_at_the_same_place_cuts():
+    pieces = split_into_pieces(frames_of((30, HERE)), max_gap=2, max_frames=100, cuts=[12, 20])
+    assert cuts_of(pieces) == [(0, 12, 12, 0), (12, 20, 8, 0), (20, 30, 10, 0)]
+    assert [piece.is_cut for piece in pieces] == [True] * 3
+    [whole] = split_into_pieces(frames_of((30, HERE)), max_gap=2, max_frames=100)
+    assert not whole.is_cut
+    # A cut in a gap is no reason to go on in the next shot.
+    pieces = split_into_pieces(frames_of((5, HERE), (2,), (5, HERE)), max_gap=2, max_frames=100, cuts=[6])
+    assert [(piece.start, piece.stop) for piece in pieces] == [(0, 5), (5, 7), (7, 12)]
+
+
 @pytest.mark.parametrize(("num_frames", "lengths"), [(10, [10]), (11, [5, 6]), (20, [10, 10]), (31, [7, 8, 8, 8])])
 def test_what_is_too_long_is_cut_into_equal_parts(num_frames, lengths):
     pieces = split_into_pieces(frames_of((num_frames, HERE)), max_gap=0, max_frames=10)
