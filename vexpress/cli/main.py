@@ -11,6 +11,7 @@ PROGRAMS = {
     "extract-kps": ("extract_kps", "extract keypoints and sound of a driving video"),
     "download": ("download", "fetch the released models"),
     "prepare": ("prepare", "make a training data set of a folder of videos"),
+    "data report": ("data_report", "make a page about a prepared data set"),
     "verify": ("verify", "check every clip of a prepared data set"),
     "extract-face-info": ("extract_face_info", "find the face in each frame of clips"),
     "extract-audio-embeddings": ("extract_audio_embeddings", "encode the sound of clips"),
@@ -36,6 +37,8 @@ def usage() -> str:
 def dispatch() -> None:
     """Runs the program that the first argument names, with the rest."""
     name, *rest = sys.argv[1:] or ["--help"]
+    if rest and f"{name} {rest[0]}" in PROGRAMS:
+        name = f"{name} {rest.pop(0)}"
     if name in ("-h", "--help"):
         print(usage())
         return
