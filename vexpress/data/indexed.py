@@ -1,4 +1,4 @@
-"""Clips of a Parquet index: a million of them in some 200 MB, on this machine, in an object store or in tar shards.
+"""Clips of a Parquet index: a million of them in some 220 MB, on this machine, in an object store or in tar shards.
 
 The index is trusted: no clip's files are opened before a sample needs them. What is not on this machine is copied
 here for the sample and removed after it; of a shard, only the clip's own bytes are read.
