@@ -52,6 +52,22 @@ class SamplingOptions:
         512, "height of the video, 64 advised as a step", low=64, high=2048, multiple=8, unit="px", where=REQUEST
     )
     fps: float = option(30.0, "frame rate of the video", low=1, high=240, unit="frames per second", where=REQUEST)
+    crop_scale: float = option(
+        2.2,
+        "side of the square that is cut out around a face, in sides of the face's box; as the model's data have it",
+        low=1,
+        high=10,
+        where=REQUEST,
+        advanced=True,
+    )
+    crop_face_height: float = option(
+        0.45,
+        "where in that square the middle of the face's box is, from the top",
+        low=0.1,
+        high=0.9,
+        where=REQUEST,
+        advanced=True,
+    )
     seed: int = option(42, "same seed and inputs: same video", low=0, high=2**63 - 1, where=CALL, by_model=False)
     scheduler: str = option("ddim", "sampler", choices=SCHEDULERS, where=LOADING, advanced=True)
     num_inference_steps: int = option(
@@ -193,6 +209,9 @@ class MotionOptions:
     """
 
     auto_crop: bool = option(False, "crop the portrait around the face")
+    paste_back: bool = option(
+        False, "crop the portrait around the face, and set the video's frames back into the whole picture"
+    )
     retarget_strategy: str | None = option(
         None,
         "fix_face: a still head; no_retarget: the keypoints as they are; the others: those of another person, see "

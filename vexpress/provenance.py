@@ -18,6 +18,8 @@ from vexpress.options import MotionOptions, SamplingOptions
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's name for media that a trained model made; C2PA uses the same."""
+COMPOSITE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+"""Likewise for media of which a trained model made a part."""
 TITLE = "Generated video"
 
 
@@ -34,6 +36,7 @@ def video_metadata(
     options: SamplingOptions,
     motion: MotionOptions | None = None,
     adapters: Sequence[str] = (),
+    is_composite: bool = False,
 ) -> dict[str, str]:
     """The tags of a generated video's file: no date, no path and nothing of the user's files.
 
@@ -42,11 +45,13 @@ def video_metadata(
         options: how the video was sampled.
         motion: how portrait and keypoints were used.
         adapters: `PATH` or `PATH:WEIGHT` each; the last name is kept.
+        is_composite: the rest of the picture is as it was; so it is with `paste_back`.
     """
+    is_composite = is_composite or (motion is not None and motion.paste_back)
     settings = options.recorded() | ({} if motion is None else motion.recorded())
     facts = {
         "generated": True,
-        "digital_source_type": SOURCE_TYPE,
+        "digital_source_type": COMPOSITE_TYPE if is_composite else SOURCE_TYPE,
         "software": software(),
         "model": Path(model_dir).resolve().name,
         **({"adapters": [Path(path).name for path in adapters]} if adapters else {}),

@@ -4,7 +4,7 @@ Every door comes through here: programs, validation in training, evaluation, and
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from os import PathLike
@@ -20,6 +20,7 @@ from vexpress.data.attribute_curves import asked_attributes, make_attributes, re
 from vexpress.data.formats import load_face_info
 from vexpress.errors import InputError
 from vexpress.media.audio import Audio, load_audio
+from vexpress.media.compositing import Box, PasteBack, even_picture
 from vexpress.media.faces import FaceDetector, head_and_shoulders_box
 from vexpress.media.images import load_image
 from vexpress.media.keypoints import KpsSequence, fit_to_clip, load_kps, retarget
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 ADVISED_PORTRAIT_PX = 512
 MAX_SQUEEZE = 0.02  # a change of the aspect ratio that nobody sees
+MAX_WHOLE_PX = 4096  # longer side of the picture that frames are set back into; larger ones are made smaller
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,12 @@ class Request:
     @property
     def needs_face(self) -> bool:
         """Whether the face in the portrait has to be found."""
-        return self.motion.auto_crop or self.strategy != "no_retarget"
+        return self.crops or self.strategy != "no_retarget"
+
+    @property
+    def crops(self) -> bool:
+        """Whether the video is made of a part of the picture."""
+        return self.motion.auto_crop or self.motion.paste_back
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,8 @@ class ClipInputs:
         kps: (f 3 2) float32, px of the video's frames: left eye, right eye, nose.
         fps: frames per second of the video.
         attributes: (f 6) float32, see `vexpress.models.attributes`; None leaves them to the pipeline.
+        whole: the picture that the frames are set back into; None where they are the video.
+        reference_kps: (3 2) px, the face in the portrait, where it was looked for.
     """
 
     portrait: Image.Image
@@ -82,11 +91,30 @@ class ClipInputs:
     kps: Tensor
     fps: Fraction | float
     attributes: Tensor | None = None
+    whole: PasteBack | None = None
+    reference_kps: Tensor | None = None
     _waveforms: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_frames(self) -> int:
         return len(self.kps)
+
+    @property
+    def video_size(self) -> tuple[int, int]:
+        """Width and height of the finished video, px."""
+        return self.whole.size if self.whole else self.portrait.size
+
+    @property
+    def video_kps(self) -> Tensor:
+        """(f 3 2) px of the finished video."""
+        return self.whole.kps(self.kps, self.portrait.size) if self.whole else self.kps
+
+    def finished(self, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The video's frames (H W 3) uint8, of those that the pipeline makes; one at a time."""
+        if self.whole is None:
+            return frames
+        reference_kps = self.whole.kps(self.reference_kps, self.portrait.size)
+        return self.whole.compose(frames, reference_kps, self.video_kps)
 
     def waveform(self, sampling_rate_hz: int) -> Tensor:
         """The speech as the audio encoder hears it: (n,) float32; resampled once, for all who ask."""
@@ -165,7 +193,7 @@ def prepare_request(
     if sequence is not None and not isinstance(sequence, KpsSequence):
         sequence = load_kps(sequence)
     num_frames = max(1, round(audio.duration_seconds * options.fps))
-    portrait, reference_kps = prepare_portrait(request, options, build_analyzer)
+    portrait, reference_kps, whole = prepare_portrait(request, options, build_analyzer)
     if is_natural:
         motion = build_motion().make(audio, num_frames, options, request.motion.motion_strength)
         kps = move_face(reference_kps, motion, options.image_height, options.image_width)
@@ -174,7 +202,7 @@ def prepare_request(
     attributes = None
     if has_attributes:
         attributes = torch.from_numpy(make_attributes(request.motion, len(kps), options.fps, options.seed))
-    return ClipInputs(portrait, audio, kps, options.fps, attributes)
+    return ClipInputs(portrait, audio, kps, options.fps, attributes, whole, reference_kps)
 
 
 def _moves_by_itself(request: Request, has_network: bool) -> bool:
@@ -197,14 +225,21 @@ def _moves_by_itself(request: Request, has_network: bool) -> bool:
 
 def prepare_portrait(
     request: Request, options: SamplingOptions, build_analyzer: Callable[[], FaceDetector]
-) -> tuple[Image.Image, Tensor | None]:
-    """Loads the portrait at the video's size, and its V-Kps (3 2) in px of it where the face has to be found.
+) -> tuple[Image.Image, Tensor | None, PasteBack | None]:
+    """Loads the portrait at the model's size.
+
+    Returns:
+        The portrait; its V-Kps (3 2) in px of it where the face has to be found; the picture that it was cut out of
+        where the video is set back into it.
 
     Raises:
         InputError: the picture cannot be read, or shows no face.
     """
     given = request.reference_image
     image = given.convert("RGB") if isinstance(given, Image.Image) else load_image(given)
+    if request.motion.paste_back and max(image.size) > MAX_WHOLE_PX:
+        logger.warning("`paste_back`: the picture of %dx%d px is made smaller, to %d px", *image.size, MAX_WHOLE_PX)
+        image = even_picture(image, MAX_WHOLE_PX)
     size = (options.image_width, options.image_height)
     face = None
     if request.needs_face:
@@ -212,12 +247,15 @@ def prepare_portrait(
         try:
             face = build_analyzer().detect_main(np.asarray(image), "reference_image_path", value, video_px=max(size))
         except InputError as error:
-            if request.motion.auto_crop or request.motion.retarget_strategy is not None or request.kps is None:
+            if request.crops or request.motion.retarget_strategy is not None or request.kps is None:
                 raise
             logger.warning("%s: `kps_path` is used as it is", error)  # nobody asked for more
     box = (0, 0, image.width, image.height)
-    if request.motion.auto_crop:
-        box = head_and_shoulders_box(face.bbox, image.width, image.height, ADVISED_PORTRAIT_PX)
+    if request.crops:
+        # Set back, a larger crop would be a smaller face, and nobody sees the crop.
+        min_side = 1 if request.motion.paste_back else ADVISED_PORTRAIT_PX
+        framing = (min_side, options.crop_scale, options.crop_face_height)
+        box = head_and_shoulders_box(face.bbox, image.width, image.height, *framing)
         if box[2] - box[0] < min(ADVISED_PORTRAIT_PX, *size):
             logger.warning(
                 "`auto_crop`: the portrait gives a crop of %d px for a video of %dx%d", box[2] - box[0], *size
@@ -230,9 +268,11 @@ def prepare_portrait(
         )
     portrait = image.resize(size, Image.Resampling.LANCZOS, box=box)
     if face is None:
-        return portrait, None
+        return portrait, None, None
     scale = torch.tensor([size[0] / box_width, size[1] / box_height])
-    return portrait, (torch.from_numpy(face.v_kps) - torch.tensor(box[:2])) * scale
+    kps = (torch.from_numpy(face.v_kps) - torch.tensor(box[:2])) * scale
+    place = Box(*box[:2], box_width, box_height)
+    return portrait, kps, PasteBack(np.asarray(image), place) if request.motion.paste_back else None
 
 
 def prepare_kps(

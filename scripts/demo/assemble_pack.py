@@ -40,6 +40,8 @@ PACK_SAMPLING = {
     "image_width": PACK_PX,
     "image_height": PACK_PX,
     "fps": float(PACK_FPS),
+    "crop_scale": 2.0,  # as drawn_faces places faces in a picture
+    "crop_face_height": 0.61,
     "reference_attention_weight": 1.0,
     "audio_attention_weight": 1.0,
     "median_filter": False,

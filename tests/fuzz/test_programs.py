@@ -21,7 +21,7 @@ from vexpress.cli.program import run_program
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "vexpress" / "demo_pack" / "examples"
-ELSEWHERE = {"benchmark", "serve", "train-motion"}  # their flags have tests of their own
+ELSEWHERE = {"benchmark", "dub", "serve", "train-motion"}  # their flags have tests of their own
 NOT_READ = {("generate", "insightface_model_path"), ("generate", "head_motion_path")}  # with keypoints that fit
 MOST_LETTERS = 2000
 

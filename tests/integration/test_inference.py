@@ -129,7 +129,7 @@ def test_fix_face_needs_no_keypoints_and_auto_crop_crops(files, tmp_path):
     check_video(files["--output_path"], 10, 20)
     request = Request(tmp_path / "wide.png", "x", motion=MotionOptions(auto_crop=True))
     analyzer = FaceAnalyzer(files["--model_dir"] / "insightface_models")
-    portrait, kps = prepare_portrait(request, SamplingOptions(), lambda: analyzer)
+    portrait, kps, _ = prepare_portrait(request, SamplingOptions(), lambda: analyzer)
     assert portrait.size == (512, 512)
     assert 100 < kps[2, 0] < 412  # the nose, which stood far to the right, is near the middle
     assert tuple(np.asarray(portrait)[round(float(kps[0, 1])), round(float(kps[0, 0]))]) != (255, 255, 255)

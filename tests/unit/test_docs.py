@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vexpress.cli.main import PROGRAMS
+from vexpress.dubbing.settings import DubSettings
 from vexpress.fields import allowed_values, kind_of
 from vexpress.options import MotionOptions, SamplingOptions
 from vexpress.prepare.settings import PrepareSettings
@@ -48,6 +49,7 @@ def table(*classes: type, prefix: str = "", is_key: bool = False) -> str:
 
 TABLES = {
     ("docs/inference.md", "options"): lambda: table(SamplingOptions, MotionOptions),
+    ("docs/dub.md", "dub"): lambda: table(DubSettings),
     ("docs/data.md", "prepare"): lambda: table(PrepareSettings),
     ("docs/motion.md", "motion"): lambda: table(HeadMotionConfig, is_key=True),
     ("docs/training.md", "training"): lambda: table(TrainConfig, is_key=True),

@@ -36,7 +36,8 @@ def test_the_front_and_what_flags_are_made_of_import_nothing_heavy():
 @pytest.mark.parametrize(
     "program",
     [
-        "generate", "extract-kps", "download", "prepare", "verify", "extract-face-info", "extract-audio-embeddings",
+        "generate", "dub", "extract-kps", "download", "prepare", "verify", "extract-face-info",
+        "extract-audio-embeddings",
         "cache-latents", "train", "train-motion", "evaluate", "serve", "benchmark",
     ],
 )  # fmt: skip

@@ -16,7 +16,7 @@ LAYERS = [
     ["vexpress.network_files"],
     ["vexpress.syncnet"],
     ["vexpress.pipeline", "vexpress.prepare", "vexpress.request", "vexpress.training"],
-    ["vexpress.benchmarks", "vexpress.evaluation"],
+    ["vexpress.benchmarks", "vexpress.dubbing", "vexpress.evaluation"],
     ["vexpress.server"],
     ["vexpress.cli", "vexpress.comfyui"],
     ["inference", "scripts", "train", "vexpress.__main__"],
@@ -37,6 +37,7 @@ LIGHT = [
     "model_folder",
     "options",
     "benchmarks.settings",
+    "dubbing.settings",
     "evaluation.settings",
     "prepare.settings",
 ]

@@ -4,6 +4,7 @@ vexpress generate --reference_image_path ref.jpg --audio_path speech.mp3 --outpu
 vexpress generate                                      # a demo with the embedded model of drawn faces
 """
 
+import argparse
 import logging
 import os
 from argparse import Namespace
@@ -64,7 +65,21 @@ def build_parser() -> ArgumentParser:
     inputs.add_argument("--c2pa_certificate", help="PEM of a certificate chain, to sign that the video is generated")
     inputs.add_argument("--c2pa_key", help="PEM of the certificate's key; needs the package c2pa-python")
     add_options(parser.add_argument_group("portrait and head motion"), fields(MotionOptions))
+    machine = add_model_flags(parser)
+    machine.add_argument(
+        "--do_multi_devices_inference", action="store_true", help="share the work of torchrun's processes"
+    )
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--preset", choices=PRESETS, help=PRESET_HELP)
+    add_options(sampling, option_fields())
+    sampling.add_argument(
+        "--standard_audio_sampling_rate", type=int, default=SAMPLING_RATE_HZ, help="Hz, of the audio encoder"
+    )
+    return parser
 
+
+def add_model_flags(parser: ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds the flags that say where a model is and where it works; gives the group of the latter."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model_dir",
@@ -85,18 +100,8 @@ def build_parser() -> ArgumentParser:
     machine.add_argument("--device", choices=("cuda", "cpu", "mps"), help="unset: what is there")
     machine.add_argument("--gpu_id", type=int, default=0, help="index of the CUDA device")
     machine.add_argument("--save_gpu_memory", action="store_true", help="networks are on the GPU only while they work")
-    machine.add_argument(
-        "--do_multi_devices_inference", action="store_true", help="share the work of torchrun's processes"
-    )
     machine.add_argument("--compile", action="store_true", help="torch.compile the denoising UNet")
-
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--preset", choices=PRESETS, help=PRESET_HELP)
-    add_options(sampling, option_fields())
-    sampling.add_argument(
-        "--standard_audio_sampling_rate", type=int, default=SAMPLING_RATE_HZ, help="Hz, of the audio encoder"
-    )
-    return parser
+    return machine
 
 
 def parse_arguments(arguments: list[str] | None) -> Namespace:
@@ -194,7 +199,7 @@ def write_contact_sheet(
     from vexpress.media.sheets import render_filmstrip
 
     waveform = inputs.waveform(sampling_rate_hz).numpy()
-    sheet = render_filmstrip(np.asarray(inputs.portrait), shown, numbers, inputs.kps.numpy(), waveform)
+    sheet = render_filmstrip(np.asarray(inputs.portrait), shown, numbers, inputs.video_kps.numpy(), waveform)
     with replacing(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")
 
@@ -280,7 +285,8 @@ def make_video(args: Namespace, rank: int) -> None:
     shown: list[np.ndarray] = []
     numbers = frame_numbers(inputs.num_frames, SHEET_FRAMES)
     metadata = {} if args.no_metadata else video_metadata(args.model_dir, options, args.motion, args.lora)
-    write_video(output_path, remember(output.frames, numbers, shown), options.fps, inputs.audio, metadata=metadata)
+    frames = inputs.finished(output.frames)
+    write_video(output_path, remember(frames, numbers, shown), options.fps, inputs.audio, metadata=metadata)
     if args.c2pa_key:
         sign_video(output_path, args.c2pa_certificate, args.c2pa_key)
     if sheet_path:

@@ -8,6 +8,7 @@ from vexpress.errors import InputError
 
 PROGRAMS = {
     "generate": ("generate", "make a talking video from a portrait and speech"),
+    "dub": ("dub", "have the people of a video speak another speech"),
     "extract-kps": ("extract_kps", "extract keypoints and sound of a driving video"),
     "download": ("download", "fetch the released models"),
     "prepare": ("prepare", "make a training data set of a folder of videos"),

@@ -124,7 +124,7 @@ def generate(
         output_type="generator",
         callback_on_step_end=on_step,
     ).frames
-    return Clip(inputs, _shown(frames, inputs.num_frames, report))
+    return Clip(inputs, _shown(inputs.finished(frames), inputs.num_frames, report))
 
 
 def memory_needed(options: SamplingOptions, itemsize: int) -> int:

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from comfy_api.latest import Input, InputImpl, io, ui
-from PIL import Image
 
 from vexpress.comfyui import folders, host, keypoints
 from vexpress.comfyui.generation import Clip, contact_sheet, generate, sheet_numbers
@@ -35,6 +34,7 @@ SAMPLER_ORDER = (
     *("windows_per_batch", "kps_extend", "sampling", "motion", "motion_strength", "kps_smoothing"),
     *("blink", "gaze", "brows", "smile"),
     *("guidance_interval", "deep_block_interval"),
+    *("paste_back", "crop_scale", "crop_face_height"),
 )
 """Workflows hold the values of widgets by position: this order is for ever, and new options come after it."""
 
@@ -298,8 +298,8 @@ def make_clip(
 
 def used_kps(clip: Clip) -> KpsSequence:
     """The keypoints that a clip was made with."""
-    size: Image.Image = clip.inputs.portrait
-    return KpsSequence(clip.inputs.kps, float(clip.inputs.fps), size.height, size.width)
+    width, height = clip.inputs.video_size
+    return KpsSequence(clip.inputs.video_kps, float(clip.inputs.fps), height, width)
 
 
 NODES = [LoadModel, Sample, SampleToVideo, CropPortrait, ContactSheet, Example]

@@ -140,22 +140,31 @@ class FaceAnalyzer(FaceDetector):
         return sorted(faces, key=lambda face: face.size.prod(), reverse=True)
 
 
-def head_and_shoulders_box(bbox: np.ndarray, width: int, height: int, min_side: int = 1) -> tuple[int, int, int, int]:
+def head_and_shoulders_box(
+    bbox: np.ndarray,
+    width: int,
+    height: int,
+    min_side: int = 1,
+    scale: float = CROP_SCALE,
+    face_height: float = CROP_FACE_HEIGHT,
+) -> tuple[int, int, int, int]:
     """Computes the square around a face that V-Express works best on.
 
     Args:
         bbox: (4,) x1 y1 x2 y2 of the face in px.
         width: of the image in px, likewise height.
-        min_side: px; a small face gets more room than 2.2 of it.
+        min_side: px; a small face gets more room than `scale` of it.
+        scale: sides of the face's box.
+        face_height: where in the square the middle of the face is, from the top.
 
     Returns:
-        x1 y1 x2 y2 in px, within the image: as large as 2.2 faces, `min_side` at least and the image's shorter side at
-        most, the face a little above the middle unless the image ends there.
+        x1 y1 x2 y2 in px, within the image: as large as `scale` faces, `min_side` at least and the image's shorter side
+        at most, the face at `face_height` unless the image ends there.
     """
     x1, y1, x2, y2 = map(float, bbox)
-    side = round(min(max(CROP_SCALE * max(x2 - x1, y2 - y1), min_side), width, height))
+    side = round(min(max(scale * max(x2 - x1, y2 - y1), min_side), width, height))
     left = round((x1 + x2) / 2 - side / 2)
-    top = round((y1 + y2) / 2 - side * CROP_FACE_HEIGHT)
+    top = round((y1 + y2) / 2 - side * face_height)
     left, top = min(max(left, 0), width - side), min(max(top, 0), height - side)
     return left, top, left + side, top + side
 

@@ -58,6 +58,31 @@ def render_filmstrip(
     return cv2.copyMakeBorder(sheet, *[GAP_PX] * 4, cv2.BORDER_CONSTANT, value=BACKGROUND)
 
 
+def render_pairs(
+    before: list[np.ndarray], after: list[np.ndarray], numbers: list[int], num_frames: int, waveform: np.ndarray
+) -> np.ndarray:
+    """Renders a contact sheet of a video that was changed: frames before, after, and the waveform of its sound.
+
+    Args:
+        before: (H W 3) uint8 RGB each; likewise `after`, and their `numbers` in the clip.
+        num_frames: of the clip.
+        waveform: (n), the whole clip's sound.
+
+    Returns:
+        (h w 3) uint8 RGB.
+    """
+    height, width = after[0].shape[:2]
+    size = (CELL_PX, round(CELL_PX * height / width))
+    rows = []
+    for frames, label in ((before, "before"), (after, "after")):
+        cells = [_cell(frame, size, f"{label}, frame {number}") for frame, number in zip(frames, numbers)]
+        rows.append(np.concatenate([part for cell in cells for part in (cell, _gap(cell))][:-1], axis=1))
+    strip = np.full((WAVE_PX, rows[0].shape[1], 3), BACKGROUND, np.uint8)
+    _render_waveform(strip, waveform, [(number + 0.5) / num_frames for number in numbers])
+    sheet = np.concatenate([*rows, strip])
+    return cv2.copyMakeBorder(sheet, *[GAP_PX] * 4, cv2.BORDER_CONSTANT, value=BACKGROUND)
+
+
 def _cell(pixels: np.ndarray, size: tuple[int, int], label: str) -> np.ndarray:
     smaller = pixels.shape[1] > size[0]
     picture = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)

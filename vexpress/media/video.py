@@ -6,33 +6,29 @@ import dataclasses
 import itertools
 import os
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
-import torch
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from vexpress.errors import InputError
 from vexpress.files import replacing
-from vexpress.media.audio import LAYOUTS, Audio, check_samples
+from vexpress.media.audio import Audio, check_samples
 from vexpress.media.container import Clock, decode_frames, file_start_seconds, media_streams, open_stream
-from vexpress.media.display import CONVERSION_THREADS, EXACT_CONVERSION, shown_size, to_pixels, warn_of_hdr
+from vexpress.media.display import shown_size, to_pixels, warn_of_hdr
+from vexpress.media.encoding import (
+    add_audio_stream,
+    add_video_stream,
+    audio_frame,
+    encodable,
+    encode_frames,
+    open_output,
+)
 
 MIN_FPS, MAX_FPS = 0.1, 240
 # Containers round timestamps to a millisecond: a frame that is late by less is on time.
 TIMESTAMP_ERROR_SECONDS = 1e-3
-# Rates of MPEG-4 AAC; others are resampled to the first.
-AAC_RATES_HZ = (48000, 96000, 88200, 64000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
-# Per channel, at most: FFmpeg's default of 69 kb/s for mono leaves audible errors (speech: 23 dB against 43 dB).
-AAC_BITS_PER_SECOND = 192_000
-# The format's own limit, 6144 bits per channel in a frame of 1024 samples; beyond it FFmpeg warns.
-AAC_BITS_PER_SAMPLE = 6
-# With AVX-512, unless the width is a multiple of 128 or so, x264 reads memory that nobody has written: the same frames
-# make another file each time. With AVX2 they make the same one.
-REPRODUCIBLE = {"x264-params": "asm=AVX2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,14 +156,16 @@ def write_video(
     crf: int = 18,
     keyframe_interval: int = 250,
     metadata: Mapping[str, str] | None = None,
+    times: Sequence[float] | None = None,
+    is_lossless: bool = False,
 ) -> int:
     """Writes an MP4 of H.264 (yuv420p, BT.709) and AAC, frame by frame, so that memory does not grow with length.
 
-    The sound is cut, or padded with silence, to num_frames / fps. Stereo stays; more channels are mixed to one.
+    The sound is cut, or padded with silence, to the video's length. Stereo stays; more channels are mixed to one.
     Whatever goes wrong, also in `frames`, leaves no file behind and an older file at `path` as it was.
 
     Args:
-        path: file to write; MP4 whatever its suffix.
+        path: file to write, whatever its suffix.
         frames: (H W 3) uint8 RGB, all of one size.
         fps: frames per second, see `frame_rate`.
         audio: sound from the first frame on; None for none.
@@ -175,6 +173,8 @@ def write_video(
         keyframe_interval: most frames from one keyframe to the next; fewer make frames quicker to reach and the file
             larger.
         metadata: kept in the file as it is, by names of any kind.
+        times: when each frame is shown, in seconds, rising from 0; then `fps` is the last one's alone.
+        is_lossless: Matroska of FFV1 (RGB) and FLAC in place of MP4: every pixel as it is, at any size.
 
     Returns:
         Number of frames written.
@@ -191,16 +191,20 @@ def write_video(
     if first is None:
         raise InputError(f"{path}: there is no frame to write; the input is too short for a single frame")
     height, width, _ = first.shape
-    if height % 2 or width % 2:
+    if not is_lossless and (height % 2 or width % 2):
         raise InputError(
             f"frames of {width}x{height} cannot be H.264: `image_width` and `image_height` must be even numbers"
         )
+    audio = audio and encodable(audio, is_lossless)
     with replacing(path) as temporary:
         try:
             frames = itertools.chain([first], frames)
-            return _encode(
-                temporary, frames, (height, width, 3), fps, audio, crf, keyframe_interval, dict(metadata or {})
-            )
+            with open_output(temporary, audio, dict(metadata or {}), is_lossless) as container:
+                quality = {"crf": str(crf), "g": str(keyframe_interval)}
+                video_stream = add_video_stream(
+                    container, (width, height), fps, quality, times is not None, is_lossless
+                )
+                return encode_frames(container, video_stream, frames, fps, audio, times)
         except av.error.OSError as error:  # names the temporary file
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
@@ -217,14 +221,14 @@ def replace_sound(path: str | os.PathLike, audio: Audio) -> None:
         OSError: the disk is full (ENOSPC).
     """
     check_samples(audio)
-    audio, num_frames, position = _encodable(audio), 0, 0
+    audio, num_frames, position = encodable(audio), 0, 0
     options = {"movflags": "+faststart", "movie_timescale": str(audio.sampling_rate_hz)}
     with (
         replacing(path) as temporary,
         open_stream(path, "video", "video_path") as (source, stream),
         av.open(f"file:{temporary}", "w", format="mp4", container_options=options) as container,
     ):
-        video_stream, audio_stream = container.add_stream_from_template(stream), _add_audio_stream(container, audio)
+        video_stream, audio_stream = container.add_stream_from_template(stream), add_audio_stream(container, audio)
         for packet in source.demux(stream):
             if packet.dts is None:  # the end
                 continue
@@ -232,80 +236,6 @@ def replace_sound(path: str | os.PathLike, audio: Audio) -> None:
             container.mux(packet)
             num_frames += 1
             end = round(num_frames / stream.guessed_rate * audio.sampling_rate_hz)
-            container.mux(audio_stream.encode(_audio_frame(audio, position, end)))
+            container.mux(audio_stream.encode(audio_frame(audio, position, end)))
             position = end
         container.mux(audio_stream.encode(None))
-
-
-def _add_audio_stream(container: av.container.OutputContainer, audio: Audio) -> av.AudioStream:
-    num_channels, rate = len(audio.samples), audio.sampling_rate_hz
-    stream = container.add_stream("aac", rate=rate, layout=LAYOUTS[num_channels])
-    stream.bit_rate = num_channels * min(AAC_BITS_PER_SECOND, AAC_BITS_PER_SAMPLE * rate)
-    return stream
-
-
-def _encode(
-    path: Path,
-    frames: Iterator[np.ndarray],
-    shape: tuple[int, int, int],
-    fps: Fraction,
-    audio: Audio | None,
-    crf: int,
-    keyframe_interval: int,
-    metadata: dict[str, str],
-) -> int:
-    options = {"movflags": "+faststart" + "+use_metadata_tags" * bool(metadata)}
-    if audio is not None:
-        audio = _encodable(audio)
-        options["movie_timescale"] = str(audio.sampling_rate_hz)  # else the length is rounded to a millisecond
-    with av.open(f"file:{path}", "w", format="mp4", container_options=options) as container:
-        container.metadata.update(metadata)
-        quality = {"crf": str(crf), "g": str(keyframe_interval)}
-        video_stream = container.add_stream("libx264", rate=fps, options=quality | REPRODUCIBLE)
-        video_stream.height, video_stream.width, _ = shape
-        video_stream.pix_fmt = "yuv420p"
-        tags = video_stream.codec_context
-        tags.colorspace, tags.color_range = Colorspace.ITU709, ColorRange.MPEG
-        tags.color_primaries, tags.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-        if audio is not None:
-            audio_stream, rate = _add_audio_stream(container, audio), audio.sampling_rate_hz
-        num_frames = position = 0
-        for num_frames, pixels in enumerate(frames, start=1):
-            if pixels.shape != shape:
-                raise ValueError(f"frame {num_frames - 1} has shape {pixels.shape}, the first one has {shape}")
-            container.mux(video_stream.encode(_video_frame(pixels, num_frames - 1, fps)))
-            if audio is not None:
-                end = round(num_frames / fps * rate)
-                container.mux(audio_stream.encode(_audio_frame(audio, position, end)))
-                position = end
-        container.mux(video_stream.encode(None))
-        if audio is not None:
-            container.mux(audio_stream.encode(None))
-    return num_frames
-
-
-def _encodable(audio: Audio) -> Audio:
-    if len(audio.samples) > 2:
-        audio = audio.mono()
-    return audio if audio.sampling_rate_hz in AAC_RATES_HZ else audio.resampled(AAC_RATES_HZ[0])
-
-
-def _video_frame(pixels: np.ndarray, index: int, fps: Fraction) -> av.VideoFrame:
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
-        format="yuv420p",
-        dst_colorspace=Colorspace.ITU709,
-        dst_color_range=ColorRange.MPEG,
-        threads=CONVERSION_THREADS,
-        interpolation=EXACT_CONVERSION,
-    )
-    frame.pts, frame.time_base = index, 1 / fps
-    return frame
-
-
-def _audio_frame(audio: Audio, start: int, end: int) -> av.AudioFrame:
-    """Samples start to end, silence where the sound is over."""
-    samples = audio.samples[:, start:end]
-    samples = np.pad(samples, ((0, 0), (0, end - start - samples.shape[1])))
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=LAYOUTS[len(samples)])
-    frame.sample_rate, frame.pts, frame.time_base = audio.sampling_rate_hz, start, Fraction(1, audio.sampling_rate_hz)
-    return frame

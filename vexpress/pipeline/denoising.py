@@ -151,7 +151,7 @@ class PipelineDenoising(PipelineAdapters):
     def _sample_joint(
         self,
         image: Image.Image,
-        waveform: Tensor,
+        audio_tokens: Tensor,
         kps: Tensor,
         attributes: streaming.Source | None,
         noise: NoiseSource,
@@ -160,7 +160,6 @@ class PipelineDenoising(PipelineAdapters):
         on_step: OnStep | None,
     ) -> Tensor:
         """All windows step by step."""
-        audio_tokens = self.encode_audio(waveform, len(kps), options.num_pad_audio_frames)
         if attributes is not None:
             values = torch.stack([attributes(number) for number in range(len(kps))])
             audio_tokens = torch.cat([audio_tokens, self.project_attributes(values)], dim=2)

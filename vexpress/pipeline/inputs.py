@@ -107,6 +107,15 @@ def prepare_image(image: Any, height: Any, width: Any, multiple: int) -> Image.I
         raise InputError(f"cannot be read ({first_line(error)})", "reference_image") from error
 
 
+def check_audio_tokens(tokens: Any, num_frames: int, waveform: Any) -> None:
+    """Raises an InputError unless these are audio tokens of so many frames, and there is no waveform beside them."""
+    if waveform is not None:
+        raise InputError("is given beside `audio_waveform`; leave one of them out", "audio_tokens")
+    if not isinstance(tokens, Tensor) or tokens.ndim != 4 or tokens.shape[:2] != (1, num_frames):
+        shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else _kind(tokens)
+        raise InputError(f"must be a tensor (1, {num_frames}, m, d), not {shape}", "audio_tokens")
+
+
 def prepare_waveform(waveform: Any, field: str = "audio_waveform") -> Tensor:
     """Checks speech, (n,) floating point: a tensor, an array or a list of numbers.
 

@@ -190,8 +190,12 @@ class PipelineParts(DiffusionPipeline):
     @torch.no_grad()
     def encode_audio(self, waveform: Tensor, num_frames: int, num_pad_audio_frames: int = 2) -> Tensor:
         """Speech (n,) -> audio tokens (1 num_frames m d) of a video as long as the speech."""
-        hidden_states = encode_audio(self.audio_encoder, self.audio_processor, waveform, self._execution_device)
-        return self.project_audio(audio_windows(hidden_states, num_frames, num_pad_audio_frames))
+        return self.project_audio(audio_windows(self.encode_speech(waveform), num_frames, num_pad_audio_frames))
+
+    @torch.no_grad()
+    def encode_speech(self, waveform: Tensor) -> Tensor:
+        """Speech (n,) -> hidden states (m d) of the audio encoder."""
+        return encode_audio(self.audio_encoder, self.audio_processor, waveform, self._execution_device)
 
     @torch.no_grad()
     def project_audio(self, windows: Tensor) -> Tensor:

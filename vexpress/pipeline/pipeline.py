@@ -39,10 +39,11 @@ class VExpressPipeline(PipelineDenoising):
     def __call__(
         self,
         reference_image: Image.Image | np.ndarray,
-        audio_waveform: Tensor | np.ndarray | Sequence[float],
+        audio_waveform: Tensor | np.ndarray | Sequence[float] | None,
         kps_sequence: Tensor | np.ndarray | Sequence,
         *,
         attributes: Tensor | np.ndarray | Sequence | None = None,
+        audio_tokens: Tensor | None = None,
         options: SamplingOptions | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -63,6 +64,8 @@ class VExpressPipeline(PipelineDenoising):
             kps_sequence: (f 3 2), px of (height, width): left eye, right eye, nose.
             attributes: (f 6), or (6,) for all frames, see `vexpress.models.attributes`; where they end, the last stay.
                 None: eyes that blink naturally, if the model knows attributes.
+            audio_tokens: (1 f m d) from `project_audio`, in place of `audio_waveform`, which is then None: for a part
+                of a longer speech.
             options: how to sample; None: as released. See `vexpress.options`.
             height: px, a multiple of the VAE's downsampling (8); None takes the image's.
             width: px, likewise.
@@ -88,9 +91,13 @@ class VExpressPipeline(PipelineDenoising):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         inputs.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         image = inputs.prepare_image(reference_image, height, width, self.downsampling)
-        waveform = inputs.prepare_waveform(audio_waveform)
         kps = inputs.prepare_kps(kps_sequence)
-        fps = len(kps) * self.audio_processor.sampling_rate / len(waveform)
+        if audio_tokens is None:
+            waveform = inputs.prepare_waveform(audio_waveform)
+            fps = len(kps) * self.audio_processor.sampling_rate / len(waveform)
+        else:
+            inputs.check_audio_tokens(audio_tokens, len(kps), audio_waveform)
+            fps = options.fps
         attributes = self._attribute_source(attributes, options, fps)
         if latents is not None:
             latents = inputs.prepare_latents(latents, self._latent_shape(len(kps), image))
@@ -104,9 +111,13 @@ class VExpressPipeline(PipelineDenoising):
         generator = generator or torch.Generator("cpu").manual_seed(options.seed)
         noise = self._noise_source(image, options.shared_noise, generator, latents)
         if options.sampling == "joint":
-            latents = [self._sample_joint(image, waveform, kps, attributes, noise, options, generator, on_step)]
+            if audio_tokens is None:
+                audio_tokens = self.encode_audio(waveform, len(kps), options.num_pad_audio_frames)
+            latents = [self._sample_joint(image, audio_tokens, kps, attributes, noise, options, generator, on_step)]
         else:
-            frames = self._with_attributes(self._known_frames(waveform, kps, options), attributes)
+            has_tokens = audio_tokens is not None
+            frames = zip(kps, audio_tokens[0]) if has_tokens else self._known_frames(waveform, kps, options)
+            frames = self._with_attributes(frames, attributes)
             latents = self._roll(image, frames, len(kps), noise, options, generator, on_step)
 
         # 3. decode

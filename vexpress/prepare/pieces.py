@@ -19,6 +19,7 @@ class Piece:
 
     Attributes:
         boxes: (n 4) px of the source: the face that is followed, in the frames in which it was seen.
+        seen: (n) numbers of those frames.
         num_bad: frames that do not show exactly one face.
         is_cut: it starts or ends at a cut.
     """
@@ -26,6 +27,7 @@ class Piece:
     start: int
     stop: int
     boxes: np.ndarray
+    seen: np.ndarray
     num_bad: int
     is_cut: bool = False
 
@@ -70,9 +72,10 @@ def split_into_pieces(
     pieces = []
     for start, stop in itertools.pairwise(edges):
         if stop > start:
-            seen = [followed[index] for index in range(start, stop) if index in followed]
+            seen = np.array([index for index in range(start, stop) if index in followed], int)
             num_bad = sum(len(candidates) != 1 for candidates in boxes[start:stop])
-            pieces.append(Piece(start, stop, np.array(seen).reshape(-1, 4), num_bad, bool({start, stop} & {*cuts})))
+            own = np.array([followed[index] for index in seen]).reshape(-1, 4)
+            pieces.append(Piece(start, stop, own, seen, num_bad, bool({start, stop} & {*cuts})))
     return pieces
 
 
@@ -83,7 +86,9 @@ def _overlaps(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
     return shared / (areas + (box[2:] - box[:2]).prod() - shared)
 
 
-def compute_crop(boxes: np.ndarray, width: int, height: int, margin: float) -> tuple[int, int, int]:
+def compute_crop(
+    boxes: np.ndarray, width: int, height: int, margin: float, face_height: float = CROP_FACE_HEIGHT
+) -> tuple[int, int, int]:
     """Computes the one square that is cut out of all frames of a clip.
 
     Its side is the median face's and twice the margin, or more where the face moves farther. It is moved into the
@@ -93,6 +98,7 @@ def compute_crop(boxes: np.ndarray, width: int, height: int, margin: float) -> t
         boxes: (n 4) px, the face in each frame.
         width: of the frame in px, likewise height.
         margin: in sides of the face's box.
+        face_height: where in the square the middle of the face is, from the top.
 
     Returns:
         Left, top and side in px.
@@ -104,10 +110,10 @@ def compute_crop(boxes: np.ndarray, width: int, height: int, margin: float) -> t
     x1, y1, x2, y2 = *boxes[:, :2].min(0), *boxes[:, 2:].max(0)
     extent = max(x2 - x1, y2 - y1, 1)
     face = np.median((boxes[:, 2:] - boxes[:, :2]).max(1))
-    wanted = max(face * (1 + 2 * margin), extent / (2 * CROP_FACE_HEIGHT))
+    wanted = max(face * (1 + 2 * margin), extent / (2 * min(face_height, 1 - face_height)))
     side = max(round(min(wanted, width, height)), math.ceil(extent))
     left = (x1 + x2) / 2 - side / 2
-    top = min(max((y1 + y2) / 2 - side * CROP_FACE_HEIGHT, y2 - side), y1)
+    top = min(max((y1 + y2) / 2 - side * face_height, y2 - side), y1)
     left, top = (
         min(max(round(edge), min(0, length - side)), max(0, length - side))
         for edge, length in ((left, width), (top, height))

@@ -89,20 +89,21 @@ def make_video(
     metadata = video_metadata(engine.model_dir, options, request.motion, engine.lora)
     numbers = frame_numbers(inputs.num_frames, SHEET_FRAMES)
     shown: list[np.ndarray] = []
-    frames = engine.frames(inputs, options, progress.watch)
+    frames = inputs.finished(engine.frames(inputs, options, progress.watch))
     with contextlib.closing(_streamed(frames, folder / STREAM, inputs, metadata, progress)) as streamed:
         write_video(folder / VIDEO, remember(streamed, numbers, shown), options.fps, inputs.audio, metadata=metadata)
     if settings.c2pa_key:
         sign_video(folder / VIDEO, settings.c2pa_certificate, settings.c2pa_key)
     waveform = inputs.waveform(engine.sampling_rate_hz).numpy()
-    sheet = render_filmstrip(np.asarray(inputs.portrait), shown, numbers, inputs.kps.numpy(), waveform)
+    sheet = render_filmstrip(np.asarray(inputs.portrait), shown, numbers, inputs.video_kps.numpy(), waveform)
     with replacing(folder / SHEET) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")
     seconds = time.monotonic() - progress.started
+    width, height = inputs.video_size
     return {
         "num_frames": inputs.num_frames,
-        "width": options.image_width,
-        "height": options.image_height,
+        "width": width,
+        "height": height,
         "fps": options.fps,
         "duration_seconds": inputs.num_frames / options.fps,
         "seconds_per_frame": seconds / inputs.num_frames,
@@ -116,7 +117,7 @@ def _streamed(
     rate = playable_rate(inputs.audio.sampling_rate_hz)
     sound = inputs.waveform(rate).numpy()
     position = 0
-    width, height = inputs.portrait.size
+    width, height = inputs.video_size
     with path.open("wb", buffering=0) as file:
         stream = FragmentedMp4(file.write, width, height, inputs.fps, rate, metadata)
         try:

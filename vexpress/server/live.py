@@ -90,6 +90,8 @@ class LiveSession:
             raise InputError(
                 "is made of whole speech, which a live stream does not have; use still", "motion", "natural"
             )
+        if wanted.motion.paste_back:
+            raise InputError("is for videos, not for live streams", "paste_back")
         prepared = wanted.prepared_without_motion()
         sequence = None
         if "kps" in wanted.files:
@@ -97,7 +99,7 @@ class LiveSession:
         elif "driving_video" in wanted.files:
             sequence = follow_face(wanted.files["driving_video"], engine.detector)
             prepared = replace(prepared, kps=sequence, motion=wanted.motion)
-        portrait, reference_kps = prepare_portrait(prepared, options, lambda: engine.detector)
+        portrait, reference_kps, _ = prepare_portrait(prepared, options, lambda: engine.detector)
         seconds = 0 if sequence is None else len(sequence.kps) / (sequence.fps or options.fps)
         num_frames = max(1, round(min(seconds, MAX_MOTION_SECONDS) * options.fps))
         return portrait, prepare_kps(prepared, options, sequence, reference_kps, num_frames)

@@ -6,7 +6,8 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from vexpress.media.video import AAC_RATES_HZ, frame_rate
+from vexpress.media.encoding import AAC_RATES_HZ
+from vexpress.media.video import frame_rate
 
 MIME = 'video/mp4; codecs="avc1.640028,mp4a.40.2"'
 FRAGMENT_SECONDS = 0.03  # a fragment ends with the first frame after so long

@@ -394,3 +394,26 @@ def test_real_clips(name, fps, num_frames, num_at_25):
     frames = list(read_frames(SAMPLES / name))
     assert len(frames) == num_frames
     assert abs(len(list(constant_rate(frames, 25))) - num_at_25) <= 1
+
+
+# Lossless, and frames at their own times ------------------------------------------------------------------------------
+def test_a_lossless_file_keeps_every_pixel_and_every_sample(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (5, 33, 47, 3), np.uint8)  # of odd size
+    sound = Audio(rng.uniform(-0.5, 0.5, (2, 4000)).astype(np.float32), 16000)
+    assert write_video(tmp_path / "a.mkv", frames, 20, sound, is_lossless=True, metadata={"comment": "x"}) == 5
+    assert np.array_equal(np.stack([frame for _, frame in read_frames(tmp_path / "a.mkv")]), frames)
+    samples = load_audio(tmp_path / "a.mkv").samples
+    assert samples.shape == (2, 4000) and np.abs(samples - sound.samples).max() < 1e-4
+
+
+@pytest.mark.parametrize("is_lossless", [False, True])
+def test_frames_are_shown_at_their_own_times(tmp_path, is_lossless):
+    times = [0, 0.04, 0.1, 0.5, 0.54]
+    frames = [np.full((32, 48, 3), 40 * i, np.uint8) for i in range(5)]
+    path = tmp_path / "a.mkv"
+    write_video(path, frames, 25, tone(16000), times=times, is_lossless=is_lossless)
+    found = list(read_frames(path))
+    np.testing.assert_allclose([seconds for seconds, _ in found], times, atol=2e-3)
+    assert [round(float(frame.mean()) / 40) for _, frame in found] == [0, 1, 2, 3, 4]
+    assert load_audio(path).duration_seconds == pytest.approx(0.58, abs=0.03)
