@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 
+from vexpress.audio_encoders import EncoderRecord
 from vexpress.data.formats import ClipRecord, FaceInfo, save_audio_embeds, save_face_info, save_metadata
 from vexpress.media.audio import Audio
 from vexpress.media.video import write_video
@@ -104,6 +105,7 @@ def write_clip(
     audio_dim: int = AUDIO_DIM,
     suffixes: Sequence[str] = (".npz", ".safetensors"),
     seed: int = 0,
+    encoder: EncoderRecord | None = None,
 ) -> ClipRecord:
     """Writes a clip: NAME.mp4 with sound, and its face info and audio hidden states under these suffixes."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +123,7 @@ def write_clip(
     write_video(record.video, (make_frame(i, size) for i in range(num_frames)), fps, sound)
     save_face_info(record.face_info, make_face_info(num_frames, size))
     hidden_states = rng.standard_normal((round(seconds * STATES_PER_SECOND) - 1, audio_dim)).astype(np.float32)
-    save_audio_embeds(record.audio_embeds, torch.from_numpy(hidden_states))
+    save_audio_embeds(record.audio_embeds, torch.from_numpy(hidden_states), encoder)
     return record
 
 

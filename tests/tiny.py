@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from torch import nn
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import AutoConfig, PreTrainedModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from vexpress.diffusion.schedule import build_scheduler
 from vexpress.models import AttributeProjection, AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
@@ -114,16 +114,41 @@ def audio_processor() -> Wav2Vec2FeatureExtractor:
     )
 
 
-def pipeline() -> VExpressPipeline:
+ENCODERS = ("wav2vec2", "hubert", "wavlm", "whisper")
+WHISPER_CONFIG = {
+    "d_model": CASES["wav2vec2_config"]["hidden_size"], "encoder_layers": 2, "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 32, "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 32,
+    "num_mel_bins": 16, "max_source_positions": 100, "vocab_size": 32, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2, "decoder_start_token_id": 1,
+}  # fmt: skip
+
+
+def speech_encoder(model_type: str, **changes) -> tuple[PreTrainedModel, object]:
+    """An encoder of a type, as wide as the projection takes, with its extractor; Whisper's window is 2 s."""
+    from transformers import HubertModel, WavLMModel, WhisperFeatureExtractor  # a second, which few tests need
+
+    from vexpress.models.whisper_encoder import WhisperSpeechEncoder
+
+    if model_type == "whisper":
+        config = AutoConfig.for_model("whisper", **WHISPER_CONFIG, **changes)
+        return fill_by_rule(WhisperSpeechEncoder(config)), WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+    network = {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel, "wavlm": WavLMModel}[model_type]
+    config = AutoConfig.for_model(model_type, **CASES["wav2vec2_config"], **changes)
+    processor = audio_processor()
+    processor.do_normalize = model_type != "wavlm"  # as in microsoft/wavlm-base
+    return fill_by_rule(network(config)), processor
+
+
+def pipeline(**parts) -> VExpressPipeline:
+    parts = {"audio_encoder": audio_encoder(), "audio_processor": audio_processor(), **parts}
     pipe = VExpressPipeline(
         vae=vae(),
         reference_net=reference_net(),
         denoising_unet=denoising_unet(),
         v_kps_guider=v_kps_guider(),
         audio_projection=audio_projection(),
-        audio_encoder=audio_encoder(),
-        audio_processor=audio_processor(),
         scheduler=build_scheduler("ddim"),
+        **parts,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

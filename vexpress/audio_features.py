@@ -1,4 +1,4 @@
-"""Speech to what the networks read: wav2vec2 hidden states, and the steps of them around each video frame."""
+"""Speech to what the networks read: an encoder's hidden states, and the steps of them around each video frame."""
 
 import logging
 import math
@@ -7,60 +7,69 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+
+from vexpress.audio_encoders import count_steps, hidden_states, most_steps, normalises, step_samples
 
 logger = logging.getLogger(__name__)
 
 WHOLE_CLIP_SECONDS = 120.0
-"""Up to here wav2vec2 sees the clip at once, as released; its first layers need about 15 MB per second in fp32."""
+"""Up to here wav2vec2 and its kin see the clip at once, as released; the first layers need 15 MB per second in fp32."""
 CHUNK_SECONDS = 60.0
 CONTEXT_SECONDS = 5.0  # seen on both sides of a chunk, and thrown away
 STEPS_PER_FRAME = 2  # hidden states per video frame after resampling
 
 
-def step_samples(config: Wav2Vec2Config) -> tuple[int, int]:
-    """Samples that a step of the encoder's convolutions sees, and samples from one step to the next."""
-    receptive_field, hop = 1, 1
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride):
-        receptive_field, hop = receptive_field + (kernel - 1) * hop, hop * stride
-    return receptive_field, hop
+def _chunk_steps(config: PretrainedConfig, sampling_rate_hz: int) -> tuple[int, int, int]:
+    """Steps up to which a clip is encoded at once, else steps of a chunk, and of context on each side of it."""
+    hop = step_samples(config)[1]
+    whole, chunk, context = (
+        int(s * sampling_rate_hz) // hop for s in (WHOLE_CLIP_SECONDS, CHUNK_SECONDS, CONTEXT_SECONDS)
+    )
+    if (most := most_steps(config)) is None:
+        return whole, chunk, context
+    context = min(context, most // 6)
+    return most, min(chunk, most - 2 * context), context
 
 
 def encode_audio(
-    encoder: Wav2Vec2Model,
-    processor: Wav2Vec2FeatureExtractor,
+    encoder: PreTrainedModel,
+    processor: SequenceFeatureExtractor,
     waveform: Tensor,
     device: torch.device | None = None,
 ) -> Tensor:
     """Encodes speech.
 
-    A clip longer than `WHOLE_CLIP_SECONDS` is encoded in overlapping chunks. The group norm of the encoder's first
-    layer and its attention span all they are given, so chunks are close to the whole clip's result and not equal to
-    it; README, "Long audio", states the difference measured.
+    A clip longer than `WHOLE_CLIP_SECONDS`, or than what the encoder takes at once, is encoded in overlapping chunks.
+    The group norm of wav2vec2's first layer and all attention span what they are given, so chunks are close to the
+    whole clip's result and not equal to it; README, "Long audio", states the difference measured.
 
     Args:
-        encoder: on any device, in any dtype.
-        processor: normalises the whole clip to zero mean and unit variance.
+        encoder: any of `vexpress.audio_encoders`, on any device, in any dtype.
+        processor: normalises the whole clip to zero mean and unit variance, or makes its spectrum.
         waveform: (n,) float at `processor.sampling_rate`; shorter than one hidden state is padded with silence.
         device: where the encoder works; None is where it is.
 
     Returns:
-        (m d) on the encoder's device and in its dtype, about 50 steps per second.
+        (m d) on the encoder's device and in its dtype; wav2vec2 makes about 50 steps per second.
 
     Source: paper section 3.2; `last_hidden_state`, as released.
     """
     receptive_field, hop = step_samples(encoder.config)
-    values = processor(waveform.cpu().numpy(), sampling_rate=processor.sampling_rate, return_tensors="pt").input_values
-    values = pad(values, (0, max(0, receptive_field - values.shape[1])))
-    num_samples = values.shape[1]
+    values = waveform.float().cpu()
+    if normalises(processor):
+        samples = waveform.cpu().numpy()
+        values = processor(samples, sampling_rate=processor.sampling_rate, return_tensors="pt").input_values[0]
+    values = pad(values, (0, max(0, receptive_field - len(values))))
+    num_samples, num_steps = len(values), count_steps(encoder.config, len(values))
+    most, chunk, context = _chunk_steps(encoder.config, processor.sampling_rate)
 
     def encode(start: int, stop: int) -> Tensor:
-        return encoder(values[:, start:stop].to(device or encoder.device, encoder.dtype)).last_hidden_state[0]
+        return hidden_states(encoder, processor, values[start:stop], device)
 
-    if num_samples <= WHOLE_CLIP_SECONDS * processor.sampling_rate:
+    if num_samples <= most * hop:
         return encode(0, num_samples)
-    num_steps = (num_samples - receptive_field) // hop + 1
-    chunk, context = (int(s * processor.sampling_rate) // hop for s in (CHUNK_SECONDS, CONTEXT_SECONDS))
     logger.info("audio of %.0f s: encoded in chunks", num_samples / processor.sampling_rate)
     parts = []
     for start in range(0, num_steps, chunk):
@@ -97,12 +106,13 @@ def audio_windows(hidden_states: Tensor, num_frames: int, num_pad_audio_frames: 
 class AudioStream:
     """Encodes speech as it comes.
 
-    Each piece is encoded with some seconds before and after it, which are thrown away, and normalised by the mean and
-    variance of all that was heard up to then. Results depend on `piece_seconds`, not on how many samples come at once.
+    Each piece is encoded with some seconds before and after it, which are thrown away, and normalised, if the encoder's
+    speech is, by the mean and variance of all that was heard up to then. Results depend on `piece_seconds`, not on how
+    many samples come at once. Pieces and their surroundings are shortened to what the encoder takes at once.
 
     Args:
-        encoder: on any device, in any dtype.
-        processor: of which only the sampling rate is used; it is known to normalise.
+        encoder: any of `vexpress.audio_encoders`, on any device, in any dtype.
+        processor: of the encoder.
         piece_seconds: speech encoded at once.
         context_seconds: speech before a piece that the encoder hears with it.
         look_ahead_seconds: speech after a piece, likewise; so long is a piece waited with.
@@ -112,8 +122,8 @@ class AudioStream:
 
     def __init__(
         self,
-        encoder: Wav2Vec2Model,
-        processor: Wav2Vec2FeatureExtractor,
+        encoder: PreTrainedModel,
+        processor: SequenceFeatureExtractor,
         *,
         piece_seconds: float,
         context_seconds: float,
@@ -121,11 +131,15 @@ class AudioStream:
         statistics: tuple[float, float] | None = None,
         device: torch.device | None = None,
     ):
-        self._encoder, self._device, self._statistics = encoder, device or encoder.device, statistics
+        self._encoder, self._processor = encoder, processor
+        self._device, self._statistics = device or encoder.device, statistics
         self._receptive_field, self._hop = step_samples(encoder.config)
         seconds = (piece_seconds, context_seconds, look_ahead_seconds)
         steps = (round(s * processor.sampling_rate / self._hop) for s in seconds)
         self._piece, self._context, self._look_ahead = (max(least, s) for least, s in zip((1, 0, 0), steps))
+        if (most := most_steps(encoder.config)) and self._piece + self._context + self._look_ahead > most:
+            self._context, self._look_ahead = (min(s, most // 6) for s in (self._context, self._look_ahead))
+            self._piece = min(self._piece, most - self._context - self._look_ahead)
         self._samples = torch.zeros(0)  # those that may be heard again
         self._first = 0  # number of the first of them
         self._num_steps = 0  # given so far
@@ -140,7 +154,7 @@ class AudioStream:
     def finish(self) -> Iterator[Tensor]:
         """Gives the rest at the end of the speech; speech shorter than one hidden state is padded with silence."""
         self._samples = pad(self._samples, (0, max(0, self._receptive_field - self._first - len(self._samples))))
-        num_steps = (self._first + len(self._samples) - self._receptive_field) // self._hop + 1
+        num_steps = count_steps(self._encoder.config, self._first + len(self._samples))
         while self._num_steps < num_steps:
             stop = min(self._num_steps + self._piece, num_steps)
             right = min(stop + self._look_ahead, num_steps)
@@ -159,9 +173,9 @@ class AudioStream:
         mean = float(self._heard[1] / self._heard[0])
         statistics = self._statistics or (mean, max(0.0, float(self._heard[2] / self._heard[0]) - mean**2))
         values = self._samples[left * self._hop - self._first : end - self._first]
-        states = self._encoder(
-            normalise(values, *statistics)[None].to(self._device, self._encoder.dtype)
-        ).last_hidden_state[0]
+        if normalises(self._processor):
+            values = normalise(values, *statistics)
+        states = hidden_states(self._encoder, self._processor, values, self._device)
         states = states[self._num_steps - left : stop - left]
         self._num_steps = stop
         num_done = max(0, stop - self._context) * self._hop - self._first

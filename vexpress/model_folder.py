@@ -2,7 +2,8 @@
 
     model_dir/
         stable-diffusion-v1-5/unet/config.json
-        sd-vae-ft-mse/, wav2vec2-base-960h/        as diffusers and transformers save them
+        sd-vae-ft-mse/, wav2vec2-base-960h/        as diffusers and transformers save them; the latter may hold any of
+                                                   `vexpress.audio_encoders`
         insightface_models/                        ONNX files
         inference_defaults.json                    optional: flags of inference.py -> defaults that suit the model
         v-express/{reference_net,denoising_unet,motion_module,v_kps_guider,audio_projection}.{safetensors,bin,pth}

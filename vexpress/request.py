@@ -146,6 +146,10 @@ class SpeechMotion:
     def __init__(self, paths: ModelPaths, device: torch.device | str = "cpu"):
         self.network = load_head_motion(paths.head_motion_path, device)
         self.encoder, self.processor = load_audio_encoder(paths.audio_encoder_path, torch.float32, device)
+        width, needed = self.encoder.config.hidden_size, self.network.config.audio_width
+        if width != needed:
+            problem = f"takes hidden states of width {needed}, the audio encoder's are {width} wide: train it again"
+            raise InputError(problem, "head_motion_path", paths.head_motion_path)
 
     @torch.inference_mode()
     def make(self, audio: Audio, num_frames: int, options: SamplingOptions, strength: float) -> Tensor:

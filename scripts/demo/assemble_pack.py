@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from scripts.demo.compact_onnx import write_compact
 from scripts.demo.drawn_faces import render_frame
@@ -30,7 +29,7 @@ from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.keypoints import KpsSequence, save_kps
 from vexpress.media.video import read_frames, write_video
 from vexpress.model_folder import INFERENCE_DEFAULTS, LAYOUT, ModelPaths
-from vexpress.weights import load_networks, load_vae, save_frozen_parts, save_networks
+from vexpress.weights import load_audio_encoder, load_networks, load_vae, save_frozen_parts, save_networks
 
 logger = logging.getLogger("assemble_pack")
 
@@ -104,8 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     for file in (work / "head_motion" / "export" / "v-express").glob("head_motion.*"):
         shutil.copy2(file, pack / "v-express")
     vae = load_vae(work / "vae" / "final", torch.float16)
-    encoder = Wav2Vec2Model.from_pretrained(work / "audio_encoder", torch_dtype=torch.float16)
-    save_frozen_parts(pack, vae, encoder, Wav2Vec2FeatureExtractor.from_pretrained(work / "audio_encoder"))
+    save_frozen_parts(pack, vae, *load_audio_encoder(work / "audio_encoder", torch.float16))
     sampling = read_json(student / INFERENCE_DEFAULTS) | PACK_SAMPLING
     (pack / INFERENCE_DEFAULTS).write_text(json.dumps(sampling, indent=1) + "\n")
     face_models = pack / LAYOUT["insightface_model_path"]

@@ -22,7 +22,15 @@ from tests.integration.prepare_runs import (
     state_of,
     write_models,
 )
-from vexpress.data.formats import FaceInfo, load_audio_embeds, load_face_info, load_metadata, save_face_info
+from vexpress.audio_encoders import describe_encoder
+from vexpress.data.formats import (
+    FaceInfo,
+    load_audio_embeds,
+    load_audio_states,
+    load_face_info,
+    load_metadata,
+    save_face_info,
+)
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.video import probe_video, read_frames
@@ -119,7 +127,8 @@ def test_a_clip_is_square_with_sound_and_its_face_info_is_true(dataset_dir, mode
         audio = load_audio(record.video)
         assert audio.sampling_rate_hz == RATE_HZ and len(audio.samples) == 2
         assert audio.samples.shape[1] == pytest.approx(record.duration * RATE_HZ, abs=2)
-        embeds = load_audio_embeds(record.audio_embeds)
+        embeds, made_by = load_audio_states(record.audio_embeds)
+        assert made_by == describe_encoder(tiny.audio_encoder(), tiny.audio_processor())
         assert embeds.shape[1] == tiny.CASES["wav2vec2_config"]["hidden_size"]
         assert len(embeds) == pytest.approx(50 * record.duration, abs=2)
         face_info = load_face_info(record.face_info)

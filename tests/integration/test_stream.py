@@ -10,6 +10,7 @@ import torch
 from tests import tiny
 from tests.integration.test_pipeline import NUM_FRAMES, SIZE, inputs, latents, pipe  # noqa: F401
 from vexpress.errors import InputError
+from vexpress.pipeline import VExpressPipeline
 
 # ruff: noqa: F811 - fixtures
 RATE = 16000
@@ -28,6 +29,28 @@ def stream(pipe, inputs, audio, kps=None, **changes) -> list[tuple[np.ndarray, f
 
 def same(one, other) -> bool:
     return len(one) == len(other) and all(np.array_equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize("name", ["hubert", "wavlm", "whisper"])
+def test_any_encoder_speaks_whole_and_in_a_stream(inputs, tmp_path, name):
+    encoder, processor = tiny.speech_encoder(name, vexpress_layers=[0.0, 0.5, 0.5])
+    pipe = tiny.pipeline(audio_encoder=encoder, audio_processor=processor)
+    expected = latents(pipe, inputs)
+    assert not torch.equal(latents(pipe, {**inputs, "audio_waveform": speech(0.3)}), expected)
+    pipe.save_pretrained(tmp_path)
+    loaded = VExpressPipeline.from_pretrained(tmp_path)
+    assert torch.equal(latents(loaded, inputs), expected)
+    kps = inputs["kps_sequence"][0]
+    pieces = iter(speech(2.5).split(3000))  # longer than Whisper's window
+    frames = loaded.stream(inputs["reference_image"], pieces, kps, fps=4.0, **SAMPLING)
+    assert len(list(frames)) == 10
+
+
+def test_an_encoder_of_another_width_is_refused():
+    encoder, processor = tiny.audio_encoder(), tiny.audio_processor()
+    encoder.config.hidden_size = 32
+    with pytest.raises(InputError, match="^audio_encoder_path: its hidden states are 32 wide, the audio projection"):
+        tiny.pipeline(audio_encoder=encoder, audio_processor=processor)
 
 
 def test_one_window_is_joint_sampling(pipe, inputs):

@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from tests import tiny
 from tests.clips import write_dataset
 from tests.runs import ROOT, assert_equal, error, exported, largest_difference, run, start, wait_for, write_config
+from vexpress.audio_encoders import describe_encoder
 from vexpress.cli import generate as inference
 from vexpress.cli import train
 from vexpress.cli.program import run_program
@@ -22,7 +23,7 @@ from vexpress.errors import InputError
 from vexpress.model_folder import ModelPaths
 from vexpress.training.config_file import load_config
 from vexpress.training.randomness import random_parts
-from vexpress.weights import load_networks
+from vexpress.weights import load_audio_encoder, load_networks
 
 SAMPLES_DIR = tiny.SHARED_DIR / "samples"
 LIKE_SGD = ("solver.adam_epsilon=1", "solver.learning_rate=0.02")
@@ -334,6 +335,21 @@ def test_bad_input_is_one_line(config_path, tmp_path, capsys):
     }
     for override, message in cases.items():
         assert message in error(config_path, capsys, override), override
+
+
+def test_the_encoder_that_made_the_data_is_trained_with_and_exported(config_path, tmp_path, capsys):
+    networks = tiny.speech_encoder("whisper", vexpress_layers=1)
+    for part in networks:
+        part.save_pretrained(tmp_path / "whisper")
+    made_by = describe_encoder(*networks)
+    data = f"data.meta_paths=[{write_dataset(tmp_path / 'data', num_clips=1, encoder=made_by)}]"
+    encoder = f"audio_model_path={tmp_path}/whisper"
+    message = error(config_path, capsys, encoder)
+    assert "metadata.json row 1" in message and "are by wav2vec2 (weights unknown), last layer; needed is" in message
+    assert f"are by {made_by}; needed is wav2vec2" in error(config_path, capsys, data)
+    run(config_path, data, encoder, "solver.max_train_steps=1")
+    loaded = load_audio_encoder(ModelPaths.from_model_dir(tmp_path / "run" / "export").audio_encoder_path)
+    assert describe_encoder(*loaded) == made_by
 
 
 def test_another_stages_folder_is_refused(config_path, tmp_path, capsys):

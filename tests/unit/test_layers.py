@@ -10,7 +10,7 @@ LAYERS = [
     ["vexpress.errors"],
     ["vexpress.devices", "vexpress.fields", "vexpress.files", "vexpress.logs"],
     ["vexpress.model_folder", "vexpress.storage"],
-    ["vexpress.options"],
+    ["vexpress.audio_encoders", "vexpress.options"],
     ["vexpress.audio_features", "vexpress.diffusion", "vexpress.media", "vexpress.models"],
     ["vexpress.data", "vexpress.provenance", "vexpress.weights"],
     ["vexpress.network_files"],

@@ -10,8 +10,9 @@ import numpy as np
 from vexpress.benchmarks.measuring import Table, process_memory
 from vexpress.benchmarks.settings import IndexSettings
 from vexpress.data.config import DataConfig
-from vexpress.data.dataset import TalkingFaceDataset, epoch_order
+from vexpress.data.dataset import TalkingFaceDataset
 from vexpress.data.metadata_files import writing_parquet
+from vexpress.data.order import epoch_order
 
 NUM_LANGUAGES = 7
 LOOKED_UP = 1000  # rows

@@ -12,6 +12,7 @@ from vexpress.cli.program import set_up_logging
 from vexpress.model_folder import LAYOUT
 
 if TYPE_CHECKING:
+    from vexpress.audio_encoders import describe_encoder
     from vexpress.data.formats import ClipRecord
 
 
@@ -32,9 +33,11 @@ def main(arguments: list[str] | None = None) -> None:
     model_dir = args.audio_encoder_path or args.model_dir / LAYOUT["audio_encoder_path"]
     records = clip_arguments.find_clips(args, "audio_embeds", AUDIO_EMBEDS_SUFFIXES, model_dir)
     encoder, processor = load_audio_encoder(model_dir, device=resolve_device(args.device, args.gpu_id))
+    made_by = describe_encoder(encoder, processor)
 
     def extract(record: "ClipRecord", save_path: Path) -> None:
         field = clip_arguments.given_field(args)
-        save_audio_embeds(save_path, extract_audio_embeds(record.audio or record.video, encoder, processor, field))
+        states = extract_audio_embeds(record.audio or record.video, encoder, processor, field)
+        save_audio_embeds(save_path, states, made_by)
 
     clip_arguments.extract_all(args, records, "audio_embeds", extract)

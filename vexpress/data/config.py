@@ -64,6 +64,11 @@ class DataConfig:
         None, "folder of latents from `vexpress cache-latents`; needs crop_ratio [1, 1]", type=str
     )
     num_workers: int = option(2, "processes that decode videos", low=0, high=1024)
+    balance_by: str | None = option(
+        None,
+        "column of the metadata, such as language, all of whose values become equally frequent; unset: all clips are",
+        type=str,
+    )
 
     def __post_init__(self):
         check_fields(self, "data.")

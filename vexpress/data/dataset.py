@@ -6,7 +6,6 @@ a position in the training data is a single number.
 """
 
 import contextlib
-import functools
 import gc
 import itertools
 import logging
@@ -20,13 +19,22 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vexpress.audio_encoders import EncoderRecord
 from vexpress.audio_features import audio_windows
 from vexpress.data.attributes import clip_attributes, mirror_attributes
 from vexpress.data.config import DataConfig
-from vexpress.data.formats import ClipRecord, audio_length_problem, load_audio_embeds, load_face_info, load_metadata
+from vexpress.data.formats import (
+    ClipRecord,
+    audio_length_problem,
+    load_audio_embeds,
+    load_audio_states,
+    load_face_info,
+    load_metadata,
+)
 from vexpress.data.indexed import IndexedClips
 from vexpress.data.latent_cache import latent_cache_path, load_latents, read_latents_shape
 from vexpress.data.metadata_files import is_parquet
+from vexpress.data.order import BalancedOrder, ShuffledOrder, num_frames_spanned, random_frame_ids
 from vexpress.data.transforms import (
     central_geometry,
     eye_corners,
@@ -49,7 +57,7 @@ logger = logging.getLogger(__name__)
 MAX_COUNT_DIFFERENCE = 2
 """Decoders disagree about the last frames of some files; more frames without face info are another clip's."""
 NUM_NAMED_CLIPS = 20  # in a message
-ORDER_STREAM, SAMPLE_STREAM = 0, 1  # of random numbers
+SAMPLE_STREAM = 1  # of random numbers; those in `vexpress.data.order` are others
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class _Clip:
         num_video_frames: as many as the audio spans.
         num_frames: as many as have face info, too; samples are taken from these.
         audio_dim: width of a hidden state.
+        audio_encoder: who made them.
         kps: (num_frames 3 2) float32 px.
         lip_corners: (num_frames 2 2) float32 px.
         eye_corners: (num_frames 2 2 2) float32 px.
@@ -74,6 +83,7 @@ class _Clip:
     num_video_frames: int
     num_frames: int
     audio_dim: int
+    audio_encoder: EncoderRecord
     kps: np.ndarray
     lip_corners: np.ndarray
     eye_corners: np.ndarray
@@ -114,14 +124,15 @@ class TalkingFaceDataset(Dataset):
         seed: 0 or more; other seeds give other samples in another order.
         latent_downsampling: px per latent, along each side.
         audio_dim: width that the audio's hidden states must have; None: all alike.
+        audio_encoder: who must have made them; None: one for all.
         only_reference: samples have the reference's pixels or latents alone, which saves reading the frames.
 
     Attributes:
         rejected: name of the video and reason, of each clip left out.
 
     Raises:
-        InputError: no metadata, malformed metadata, no usable clip, or hidden states of a wrong width; when a
-            sample is read, a video that is not what it was or is damaged.
+        InputError: no metadata, malformed metadata, no `data.balance_by` in a row, no usable clip, or hidden states of
+            a wrong width or encoder; when a sample is read, a video that is not what it was or is damaged.
     """
 
     def __init__(
@@ -130,6 +141,7 @@ class TalkingFaceDataset(Dataset):
         seed: int,
         latent_downsampling: int = 8,
         audio_dim: int | None = None,
+        audio_encoder: EncoderRecord | None = None,
         only_reference: bool = False,
     ):
         _check_config(config, latent_downsampling)
@@ -137,29 +149,25 @@ class TalkingFaceDataset(Dataset):
         self.seed = seed
         self.only_reference = only_reference
         self.latent_downsampling = latent_downsampling
+        self._audio_dim, self._audio_encoder = audio_dim, audio_encoder
         self.rejected: list[tuple[str, str]] = []
         self._clips: list[_Clip] = []
         self.indexed = [self._open_index(path) for path in config.meta_paths if is_parquet(path)]
         json_paths = [path for path in config.meta_paths if not is_parquet(path)]
-        rows = [(path, row, record) for path in json_paths for row, record in enumerate(load_metadata(path), 1)]
-        for path, row, record in rows:
+        columns = [config.balance_by] if config.balance_by else []
+        loaded = ((path, load_metadata(path, columns)) for path in json_paths)
+        rows = [(f"metadata {path} row {row}", record) for path, some in loaded for row, record in enumerate(some, 1)]
+        for where, record in rows:
             try:
                 clip = _index_clip(record, config, latent_downsampling)
             except InputError as error:
                 self.rejected.append((str(record.video), " ".join(str(error).split())))
                 continue
-            audio_dim = audio_dim or clip.audio_dim
-            if clip.audio_dim != audio_dim:
-                raise InputError(
-                    f"metadata {path} row {row}: the hidden states of audio_embeds {record.audio_embeds} are "
-                    f"{clip.audio_dim} wide, needed is {audio_dim}; extract them with the same audio encoder for all"
-                )
+            self._check_audio(where, clip.audio_dim, clip.audio_encoder)
             self._clips.append(clip)
         for index in self.indexed:
-            for dim, row in index.audio_dims.items():
-                audio_dim = audio_dim or dim
-                if dim != audio_dim:
-                    raise InputError(f"metadata {index.path} row {row}: audio_dim is {dim}, needed is {audio_dim}")
+            for (dim, audio_encoder), row in index.audio_kinds.items():
+                self._check_audio(f"metadata {index.path} row {row}", dim, audio_encoder)
             if index.rejected:
                 logger.warning("metadata %s: %d clips are too short and left out", index.path, index.rejected)
         left_out = "; ".join(f"{name}: {reason}" for name, reason in self.rejected[:NUM_NAMED_CLIPS])
@@ -169,6 +177,23 @@ class TalkingFaceDataset(Dataset):
             raise InputError(f"data.meta_paths: none of {num_clips} clips can serve ({left_out})")
         if self.rejected:
             logger.warning("%d of %d clips are left out: %s", len(self.rejected), len(rows), left_out)
+        self._order = ShuffledOrder(seed, len(self))
+        if name := config.balance_by:
+            facts = (record.facts[name] for record in self.records)
+            self._order = BalancedOrder(seed, [*facts, *(fact for index in self.indexed for fact in index.facts(name))])
+
+    def _check_audio(self, where: str, audio_dim: int, audio_encoder: EncoderRecord) -> None:
+        """Raises an InputError unless hidden states are of the width and encoder of all others."""
+        self._audio_dim = self._audio_dim or audio_dim
+        self._audio_encoder = self._audio_encoder or audio_encoder
+        again = "extract them with the same audio encoder for all (vexpress extract-audio-embeddings --overwrite)"
+        if audio_dim != self._audio_dim:
+            raise InputError(f"{where}: its hidden states are {audio_dim} wide, needed is {self._audio_dim}; {again}")
+        if not audio_encoder.fits(self._audio_encoder):
+            made = f"by {audio_encoder}; needed is {self._audio_encoder}"
+            raise InputError(f"{where}: its hidden states are {made}; {again}")
+        if not self._audio_encoder.digest:
+            self._audio_encoder = audio_encoder  # of which more may be known
 
     def _open_index(self, path: str) -> IndexedClips:
         config = self.config
@@ -204,13 +229,14 @@ class TalkingFaceDataset(Dataset):
         for index in self.indexed:
             if number < len(index):
                 with index.open(number) as record:
-                    yield _index_clip(record, self.config, self.latent_downsampling), index.name(number)
+                    clip = _index_clip(record, self.config, self.latent_downsampling)
+                    self._check_audio(index.name(number), clip.audio_dim, clip.audio_encoder)
+                    yield clip, index.name(number)
                 return
             number -= len(index)
 
     def __getitem__(self, number: int) -> dict[str, Tensor | str | int]:
-        epoch, position = divmod(number, len(self))
-        with self.open(int(epoch_order(self.seed, epoch, len(self))[position])) as (clip, name):
+        with self.open(self._order[number]) as (clip, name):
             return self._build_sample(clip, number) | {"name": name}
 
     def _build_sample(self, clip: _Clip, number: int) -> dict[str, Tensor | int]:
@@ -286,41 +312,6 @@ class SampleStream(Sampler[int]):
         return itertools.count(self.start + self.rank, self.num_processes)
 
 
-def num_frames_spanned(num_frames: int, sample_rate: int) -> int:
-    """Counts the frames of the video from the first to the last of a sample."""
-    return (num_frames - 1) * sample_rate + 1
-
-
-def random_frame_ids(
-    rng: np.random.Generator, num_clip_frames: int, num_frames: int, sample_rate: int, reference_margin: int
-) -> tuple[np.ndarray, int]:
-    """Chooses the frames of a sample and its reference frame, uniformly from all that are allowed.
-
-    Args:
-        rng: two numbers are taken from it.
-        num_clip_frames: to choose from; at least `num_frames_spanned` and `reference_margin` together.
-        num_frames: of the sample.
-        sample_rate: distance between them.
-        reference_margin: least distance of the reference from the first or last of them, outside of which it lies.
-
-    Returns:
-        (num_frames,) int64, and the reference frame's number.
-    """
-    span = num_frames_spanned(num_frames, sample_rate)
-    starts = np.arange(num_clip_frames - span + 1)
-    has_reference = (starts >= reference_margin) | (starts + span - 1 + reference_margin < num_clip_frames)
-    first = rng.choice(starts[has_reference])
-    frames = np.arange(num_clip_frames)
-    distance = np.maximum(first - frames, frames - (first + span - 1)).clip(0)
-    reference = rng.choice(frames[distance >= reference_margin])
-    return first + sample_rate * np.arange(num_frames), int(reference)
-
-
-@functools.lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, num_clips: int) -> np.ndarray:
-    return np.random.default_rng((seed, ORDER_STREAM, epoch)).permutation(num_clips)
-
-
 def _num_frames_needed(config: DataConfig) -> int:
     return num_frames_spanned(config.num_frames, config.sample_rate) + config.reference_margin
 
@@ -363,7 +354,7 @@ def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int
                 f"face_info {record.face_info}: {name} of {is_bad.sum()} frames is not finite, the first is frame "
                 f"{is_bad.argmax()}; extract it again"
             )
-    hidden_states = load_audio_embeds(record.audio_embeds)
+    hidden_states, audio_encoder = load_audio_states(record.audio_embeds)
     if not hidden_states.isfinite().all():
         raise InputError(f"audio_embeds {record.audio_embeds}: not all values are finite; extract them again")
     num_needed = _num_frames_needed(config)
@@ -373,7 +364,7 @@ def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int
             f"data.sample_rate={config.sample_rate} and data.reference_margin={config.reference_margin}"
         )
     seconds = record.duration or float(num_video_frames / info.fps)
-    if problem := audio_length_problem(len(hidden_states), seconds):
+    if problem := audio_length_problem(len(hidden_states), seconds, audio_encoder.states_hz):
         raise InputError(f"audio_embeds {record.audio_embeds}: {problem}; extract them again")
     latents_path = None
     if config.latent_cache_dir is not None:
@@ -391,6 +382,7 @@ def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int
         num_video_frames=num_video_frames,
         num_frames=num_frames,
         audio_dim=hidden_states.shape[1],
+        audio_encoder=audio_encoder,
         kps=face_info.kps[:num_frames, :3].copy(),
         lip_corners=lip_corners(face_info.landmark_2d_106[:num_frames]),
         eye_corners=eye_corners(face_info.landmark_2d_106[:num_frames]),

@@ -4,24 +4,26 @@ import json
 import os
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vexpress.audio_encoders import STATES_HZ, EncoderRecord
 from vexpress.data.arrays import as_path, checked_path, float_array, float_item, read_file, readable_path
-from vexpress.errors import InputError
+from vexpress.errors import InputError, first_line
 from vexpress.files import read_json, replacing
 
 FACE_INFO_SUFFIXES = (".npz", ".pt", ".pth")
 AUDIO_EMBEDS_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 FACE_SHAPES = {"bbox": (4,), "kps": (5, 2), "landmark_2d_106": (106, 2), "det_score": ()}
 AUDIO_EMBEDS_KEY = "global_embeds"  # the released name
-STATES_PER_SECOND = 50  # of wav2vec2: 16000 Hz / 320 samples
+AUDIO_ENCODER_KEY = "audio_encoder"  # beside the states: who made them
 MAX_AUDIO_ERROR_SECONDS = 0.2  # AAC pads by up to 0.13 s at 16 kHz
 NUM_NAMED_FRAMES = 5  # in a message
 
@@ -124,10 +126,15 @@ def save_face_info(path: str | os.PathLike, info: FaceInfo) -> None:
 
 
 def load_audio_embeds(path: str | os.PathLike) -> Tensor:
+    """Reads hidden states (m d) float32 as `load_audio_states` does."""
+    return load_audio_states(path)[0]
+
+
+def load_audio_states(path: str | os.PathLike) -> tuple[Tensor, EncoderRecord]:
     """Reads the audio encoder's hidden states: the released `.pt` ({"global_embeds": (m 1 d)}) or ours.
 
     Returns:
-        (m d) float32.
+        (m d) float32, and who made them; the released encoder of unknown weights, where that is not recorded.
 
     Raises:
         InputError: missing, damaged, unsafe, or without such states.
@@ -143,39 +150,60 @@ def load_audio_embeds(path: str | os.PathLike) -> Tensor:
             f"audio_embeds {path}: {AUDIO_EMBEDS_KEY} has shape {shape}, needed is (m d) or (m 1 d); extract it again"
         )
     try:
-        return torch.from_numpy(float_item(value))
+        states = torch.from_numpy(float_item(value))
     except (TypeError, ValueError) as error:
         raise InputError(f"audio_embeds {path}: {AUDIO_EMBEDS_KEY} holds no numbers; extract it again") from error
+    return states, _encoder_record(path, content)
 
 
-def audio_length_problem(num_states: int, seconds: float) -> str | None:
+def _encoder_record(path: Path, content: dict) -> EncoderRecord:
+    text = content.get(AUDIO_ENCODER_KEY)
+    try:
+        if path.suffix.lower() == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get(AUDIO_ENCODER_KEY)
+        elif isinstance(text, np.ndarray):
+            text = text.item()
+        return EncoderRecord() if text is None else EncoderRecord.from_text(text)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"audio_embeds {path}: {AUDIO_ENCODER_KEY} {first_line(error)}; extract it again") from error
+
+
+def audio_length_problem(num_states: int, seconds: float, states_hz: float = STATES_HZ) -> str | None:
     """Says in what hidden states differ from the frames' time, if they do; None if they fit.
 
     Args:
         num_states: steps of the audio encoder.
         seconds: that the clip's frames last.
+        states_hz: steps per second.
     """
-    audio_seconds = num_states / STATES_PER_SECOND
+    audio_seconds = num_states / states_hz
     if abs(audio_seconds - seconds) <= MAX_AUDIO_ERROR_SECONDS:
         return None
     return f"audio_embeds: {num_states} states are {audio_seconds:.2f} s, the frames last {seconds:.2f} s"
 
 
-def save_audio_embeds(path: str | os.PathLike, embeds: Tensor) -> None:
+def save_audio_embeds(path: str | os.PathLike, embeds: Tensor, encoder: EncoderRecord | None = None) -> None:
     """Writes hidden states (m d) by suffix: `.safetensors` or `.npz`, or `.pt` / `.pth` as released.
+
+    Args:
+        path: of the file.
+        embeds: the states.
+        encoder: who made them; None where that is not known.
 
     Raises:
         InputError: any other suffix.
     """
     path = checked_path(path, "audio_embeds", AUDIO_EMBEDS_SUFFIXES)
     embeds = embeds.detach().float().cpu().contiguous()
+    record = {} if encoder is None else {AUDIO_ENCODER_KEY: encoder.to_text()}
     with replacing(path) as temporary:
         if path.suffix.lower() == ".safetensors":
-            safetensors.torch.save_file({AUDIO_EMBEDS_KEY: embeds}, temporary)
+            safetensors.torch.save_file({AUDIO_EMBEDS_KEY: embeds}, temporary, metadata=record or None)
         elif path.suffix.lower() == ".npz":
-            np.savez(temporary, **{AUDIO_EMBEDS_KEY: embeds.numpy()})
+            np.savez(temporary, **{AUDIO_EMBEDS_KEY: embeds.numpy(), **record})
         else:
-            torch.save({AUDIO_EMBEDS_KEY: embeds[:, None]}, temporary)
+            torch.save({AUDIO_EMBEDS_KEY: embeds[:, None], **record}, temporary)
 
 
 # ---- metadata ------------------------------------------------------------------------------------------------------
@@ -198,6 +226,8 @@ class ClipRecord:
     audio: Path | None = None
     attributes: Path | None = None
     """Exact ones; without, what landmarks say."""
+    facts: dict[str, str | int | float] = field(default_factory=dict, hash=False)
+    """Those of the row's other columns that were asked for."""
 
 
 NEEDED_PATH_KEYS = ("video", "face_info", "audio_embeds")
@@ -207,18 +237,23 @@ MAX_METADATA_BYTES = 2**31  # some millions of clips
 MAX_NUMBER = 1e9  # of seconds or frames: 30 years, or one
 
 
-def load_metadata(path: str | os.PathLike) -> list[ClipRecord]:
+def load_metadata(path: str | os.PathLike, columns: Sequence[str] = ()) -> list[ClipRecord]:
     """Reads a metadata file: a JSON list of objects with the fields of `ClipRecord`, of which three are needed.
 
     Paths are absolute or relative to the file's folder; other keys are ignored. Whether the parts exist is not looked
     at.
+
+    Args:
+        path: of the file.
+        columns: other keys that each row must have, with a text or a number; they become `facts`.
 
     Raises:
         InputError: missing, not JSON, or not such a list; names the row, counted from 1.
     """
     path = as_path(path, "metadata")
     rows = load_rows(path)
-    return [parse_row(row, path.parent, f"metadata {path} row {i} of {len(rows)}") for i, row in enumerate(rows, 1)]
+    named = ((row, f"metadata {path} row {i} of {len(rows)}") for i, row in enumerate(rows, 1))
+    return [parse_row(row, path.parent, where, columns) for row, where in named]
 
 
 def load_rows(path: Path) -> list:
@@ -238,13 +273,14 @@ def load_rows(path: Path) -> list:
     return rows
 
 
-def parse_row(row: Any, folder: Path, where: str) -> ClipRecord:
+def parse_row(row: Any, folder: Path, where: str, columns: Sequence[str] = ()) -> ClipRecord:
     """Checks a row of a metadata file.
 
     Args:
         row: anything.
         folder: of the file; paths may be relative to it.
         where: names the row, for messages.
+        columns: other keys that it must have, see `load_metadata`.
 
     Raises:
         InputError: it is no row.
@@ -264,7 +300,10 @@ def parse_row(row: Any, folder: Path, where: str) -> ClipRecord:
             kinds = int if key == "num_frames" else (int, float)
             if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < MAX_NUMBER:
                 raise InputError(f'{where}: "{key}" is {_shown(value)}; needed is a positive number')
-    return ClipRecord(**values)
+    for name in columns:
+        if not isinstance(row.get(name), str | int | float):
+            raise InputError(f'{where}: has no "{name}", a text or a number')
+    return ClipRecord(**values, facts={name: row[name] for name in columns})
 
 
 def _is_path(text: str) -> bool:
@@ -289,8 +328,8 @@ def save_metadata(path: str | os.PathLike, records: Sequence[ClipRecord]) -> Non
     rows = [
         {
             key: _relative(value, folder) if key in PATH_KEYS else value
-            for key, value in vars(record).items()
-            if value is not None
+            for key, value in (record.facts | vars(record)).items()
+            if value is not None and key != "facts"
         }
         for record in records
     ]

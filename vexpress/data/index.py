@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from vexpress.data.formats import (
+    AUDIO_ENCODER_KEY,
     MAX_NUMBER,
     NUMBER_KEYS,
     ClipRecord,
     audio_length_problem,
-    load_audio_embeds,
+    load_audio_states,
     load_face_info,
     load_rows,
     parse_row,
@@ -45,6 +46,7 @@ def write_index(meta_path: Path, index_path: AnyPath, shard_bytes: int | None) -
     """
     rows = load_rows(meta_path)
     columns = {} if shard_bytes is None else {SHARD_KEY: TEXT} | dict.fromkeys(MEMBER_KEYS, INTEGER)
+    columns[AUDIO_ENCODER_KEY] = TEXT
     for number, row in enumerate(rows, 1):
         parse_row(row, meta_path.parent, f"metadata {meta_path} row {number} of {len(rows)}")
         add_columns(columns, row)
@@ -78,22 +80,22 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < MAX_NUMBER
 
 
-def find_facts(record: ClipRecord) -> dict[str, int | float]:
-    """Opens a clip's files: NUMBER_KEYS and FACT_KEYS.
+def find_facts(record: ClipRecord) -> dict[str, int | float | str]:
+    """Opens a clip's files: NUMBER_KEYS, FACT_KEYS and AUDIO_ENCODER_KEY.
 
     Raises:
         InputError: the clip cannot serve for training.
     """
     info = probe_video(record.video, "video")
     num_frames = record.num_frames or count_frames(record.video)
-    face_info, embeds = load_face_info(record.face_info), load_audio_embeds(record.audio_embeds)
+    face_info, (embeds, encoder) = load_face_info(record.face_info), load_audio_states(record.audio_embeds)
     if face_info.num_frames != num_frames:
         raise InputError(f"face_info {record.face_info} has {face_info.num_frames} frames, the video {num_frames}")
     if not all(np.isfinite(values).all() for values in (face_info.kps, face_info.landmark_2d_106, embeds.numpy())):
         raise InputError(f"face_info {record.face_info} or audio_embeds {record.audio_embeds}: not all is finite")
     duration = record.duration or float(num_frames / info.fps)
-    if problem := audio_length_problem(len(embeds), duration):
+    if problem := audio_length_problem(len(embeds), duration, encoder.states_hz):
         raise InputError(problem)
     numbers = {"duration": duration, "fps": float(info.fps), "num_frames": num_frames}
     facts = {"width": info.width, "height": info.height, "num_states": len(embeds), "audio_dim": embeds.shape[1]}
-    return numbers | facts
+    return numbers | facts | {AUDIO_ENCODER_KEY: encoder.to_text()}

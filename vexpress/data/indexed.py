@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vexpress.data.formats import NEEDED_PATH_KEYS, NUMBER_KEYS, PATH_KEYS, ClipRecord, parse_row
+from vexpress.audio_encoders import EncoderRecord
+from vexpress.data.formats import AUDIO_ENCODER_KEY, NEEDED_PATH_KEYS, NUMBER_KEYS, PATH_KEYS, ClipRecord, parse_row
 from vexpress.data.metadata_files import FACT_KEYS, read_parquet
 from vexpress.data.shards import MEMBER_KEYS, SHARD_KEY, copy_members
 from vexpress.errors import InputError, first_line
@@ -30,7 +31,7 @@ class IndexedClips:
         num_frames: that a clip must have.
 
     Attributes:
-        audio_dims: width of hidden states -> number of the first row that has it, from 1.
+        audio_kinds: width of hidden states, and who made them -> number of the first row of these, from 1.
         rejected: number of clips that are too short.
 
     Raises:
@@ -47,8 +48,13 @@ class IndexedClips:
         is_long = self._numbers("num_frames") >= num_frames
         self._rows = np.flatnonzero(is_long).astype(np.int32)
         self.rejected = len(is_long) - len(self._rows)
-        dims, first = np.unique(self._numbers("audio_dim")[self._rows], return_index=True)
-        self.audio_dims = {int(dim): int(self._rows[index]) + 1 for dim, index in zip(dims, first)}
+        texts, which = self._values(AUDIO_ENCODER_KEY)
+        kinds = np.stack([self._numbers("audio_dim")[self._rows], which], axis=1)
+        kinds, first = np.unique(kinds, axis=0, return_index=True)
+        self.audio_kinds = {
+            (int(dim), self._encoder(texts[text] if text >= 0 else None, row)): row
+            for (dim, text), row in zip(kinds, (self._rows[first] + 1).tolist())
+        }
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -87,6 +93,38 @@ class IndexedClips:
                     yield parse_row(row, self.path.parent, where)
         except OSError as error:
             raise InputError(f"{where}: {self.name(index)} cannot be read ({first_line(error)})") from error
+
+    def facts(self, name: str) -> Iterator[str | int | float]:
+        """The values of another column, of each clip.
+
+        Raises:
+            InputError: there is no such column, or not in each row.
+        """
+        values, which = self._values(name)
+        if (which < 0).any():
+            row = self._rows[(which < 0).argmax()] + 1
+            raise InputError(f'metadata {self.path} row {row}: has no "{name}", a text or a number')
+        return (values[value] for value in which)
+
+    def _values(self, name: str) -> tuple[list, np.ndarray]:
+        """Different values of a column that is not held, and which of them (n,) each clip has; -1 is none."""
+        table = read_parquet(self.path, [name])
+        if name not in table.schema.names:
+            return [], np.full(len(self._rows), -1)
+        try:
+            column = table[name].combine_chunks().dictionary_encode()
+        except NotImplementedError as error:  # pyarrow's is of this kind
+            raise InputError(f"metadata {self.path}: {name} holds other things than texts and numbers") from error
+        return column.dictionary.to_pylist(), column.indices.fill_null(-1).to_numpy()[self._rows]
+
+    def _encoder(self, text: str | None, row: int) -> EncoderRecord:
+        try:
+            return EncoderRecord() if text is None else EncoderRecord.from_text(text)
+        except ValueError as error:
+            where = f"metadata {self.path} row {row}"
+            raise InputError(
+                f"{where}: {AUDIO_ENCODER_KEY} {first_line(error)}; make it with `vexpress index`"
+            ) from error
 
     def _row(self, index: int) -> dict[str, Any]:
         [row] = self._table.slice(int(self._rows[index]), 1).to_pylist()

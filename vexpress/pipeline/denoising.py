@@ -9,14 +9,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from vexpress.audio_features import (
-    CONTEXT_SECONDS,
-    STEPS_PER_FRAME,
-    AudioStream,
-    FrameAudio,
-    num_audio_steps,
-    step_samples,
-)
+from vexpress.audio_encoders import count_steps
+from vexpress.audio_features import CONTEXT_SECONDS, STEPS_PER_FRAME, AudioStream, FrameAudio, num_audio_steps
 from vexpress.data.attribute_curves import NaturalBlinks
 from vexpress.diffusion.guidance import Denoise, guided
 from vexpress.diffusion.rolling import NoiseSource, roll
@@ -258,8 +252,7 @@ class PipelineDenoising(PipelineAdapters):
 
     def _known_frames(self, waveform: Tensor, kps: Tensor, options: SamplingOptions) -> Iterator[streaming.FrameInputs]:
         """Frames of a clip that is known in advance, of which no more is encoded than is asked for."""
-        receptive_field, hop = step_samples(self.audio_encoder.config)
-        num_states = max(0, len(waveform) - receptive_field) // hop + 1
+        num_states = count_steps(self.audio_encoder.config, len(waveform))
         return streaming.stream_frames(
             [waveform],
             self._audio_stream(KNOWN_PIECE_SECONDS, CONTEXT_SECONDS, CONTEXT_SECONDS, waveform),

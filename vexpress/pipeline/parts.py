@@ -13,7 +13,8 @@ from diffusers.utils.torch_utils import get_device
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import PreTrainedModel
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
 from vexpress.audio_features import audio_windows, encode_audio
 from vexpress.diffusion.latents import Autoencoder, compute_latents, scale_latents, unscale_latents, vae_downsampling
@@ -43,13 +44,14 @@ class PipelineParts(DiffusionPipeline):
         denoising_unet: predicts a window of frames.
         v_kps_guider: keypoint images -> features.
         audio_projection: audio steps around a frame -> tokens.
-        audio_encoder: speech -> hidden states.
-        audio_processor: normalises speech for `audio_encoder`.
+        audio_encoder: speech -> hidden states, see `vexpress.audio_encoders`.
+        audio_processor: normalises speech for `audio_encoder`, or makes its spectrum.
         attribute_projection: attributes of frames -> tokens; None for a model that knows none.
         scheduler: any that predicts v on the released noise schedule, see `vexpress.diffusion.schedule`.
 
     Raises:
         ValueError: VAE and guider do not downsample alike.
+        InputError: the audio projection takes hidden states of another width.
 
     Source: paper section 3.
     """
@@ -67,8 +69,8 @@ class PipelineParts(DiffusionPipeline):
         denoising_unet: DenoisingUNet,
         v_kps_guider: VKpsGuider,
         audio_projection: AudioProjection,
-        audio_encoder: Wav2Vec2Model,
-        audio_processor: Wav2Vec2FeatureExtractor,
+        audio_encoder: PreTrainedModel,
+        audio_processor: SequenceFeatureExtractor,
         scheduler: SchedulerMixin,
         attribute_projection: AttributeProjection | None = None,
         vae_decoder: Autoencoder | None = None,
@@ -90,6 +92,7 @@ class PipelineParts(DiffusionPipeline):
         if v_kps_guider.downsampling != self.downsampling:
             factors = f"{v_kps_guider.downsampling}, the VAE by {self.downsampling}"
             raise ValueError(f"the V-Kps guider downsamples by {factors}")
+        inputs.check_audio_width(audio_encoder.config.hidden_size, audio_projection.config.embedding_dim)
         self._interrupt = False
         self._num_timesteps = 0
 

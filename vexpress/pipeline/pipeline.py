@@ -11,7 +11,8 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from vexpress.audio_features import FrameAudio, step_samples
+from vexpress.audio_encoders import step_samples
+from vexpress.audio_features import FrameAudio
 from vexpress.options import SamplingOptions
 from vexpress.pipeline import inputs, streaming
 from vexpress.pipeline.denoising import PipelineDenoising

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import PreTrainedModel
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
 from vexpress.audio_features import encode_audio
 from vexpress.data.formats import FaceInfo
@@ -102,7 +103,7 @@ def extract_face_info(
 
 
 def extract_audio_embeds(
-    path: Path, encoder: Wav2Vec2Model, processor: Wav2Vec2FeatureExtractor, field: str = "video_path"
+    path: Path, encoder: PreTrainedModel, processor: SequenceFeatureExtractor, field: str = "video_path"
 ) -> Tensor:
     """Encodes the sound of a video or audio file: (m d) float32.
 

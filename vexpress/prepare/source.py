@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import PreTrainedModel
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
+from vexpress.audio_encoders import EncoderRecord, describe_encoder
 from vexpress.audio_features import encode_audio
-from vexpress.data.formats import FaceInfo, save_audio_embeds, save_face_info
+from vexpress.data.formats import AUDIO_ENCODER_KEY, FaceInfo, save_audio_embeds, save_face_info
 from vexpress.errors import InputError
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.faces import MODULES, Face, FaceAnalyzer
@@ -54,13 +56,14 @@ KEYFRAME_INTERVAL = 30  # training seeks in clips: this cuts its reading time to
 class PrepareModels:
     """All that is run on frames and sound: a bare face detector, one with all modules, the audio encoder, and SyncNet.
 
-    Without a SyncNet, nobody looks at whether sound and lips fit.
+    `encoder_record` stands in the files of hidden states. Without a SyncNet, nobody looks whether sound and lips fit.
     """
 
     detector: FaceAnalyzer
     analyzer: FaceAnalyzer
-    audio_encoder: Wav2Vec2Model
-    audio_processor: Wav2Vec2FeatureExtractor
+    audio_encoder: PreTrainedModel
+    audio_processor: SequenceFeatureExtractor
+    encoder_record: EncoderRecord
     syncnet: SyncNet | None = None
 
     @classmethod
@@ -74,8 +77,9 @@ class PrepareModels:
         """
         detector = FaceAnalyzer(insightface_model_path, device)
         analyzer = FaceAnalyzer(insightface_model_path, device, MODULES)
+        encoder = load_audio_encoder(audio_encoder_path, device=device)
         syncnet = load_syncnet(syncnet_path, device)[0] if syncnet_path else None
-        return cls(detector, analyzer, *load_audio_encoder(audio_encoder_path, device=device), syncnet)
+        return cls(detector, analyzer, *encoder, describe_encoder(*encoder), syncnet)
 
     def encode_audio(self, waveform: Tensor) -> Tensor:
         """Sound (n,) at the encoder's rate -> hidden states (m d) float32 on the CPU."""
@@ -269,7 +273,7 @@ def write_clip(
     quality["picture_hash"] = hash_picture(np.stack(look.thumbnails))
     save_face_info(face_info_path, face_info)
     embeds = models.encode_audio(sound.resampled_mono(models.audio_processor.sampling_rate))
-    save_audio_embeds(audio_embeds_path, embeds)
+    save_audio_embeds(audio_embeds_path, embeds, models.encoder_record)
     return {
         "video": video_path.name,
         "face_info": face_info_path.name,
@@ -282,6 +286,7 @@ def write_clip(
         "height": settings.size,
         "num_states": len(embeds),
         "audio_dim": embeds.shape[1],
+        AUDIO_ENCODER_KEY: models.encoder_record.to_text(),
         "quality": rounded(quality),
     }
 

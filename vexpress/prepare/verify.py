@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from vexpress.audio_encoders import EncoderRecord
 from vexpress.data.formats import (
     MAX_AUDIO_ERROR_SECONDS,
     PATH_KEYS,
     ClipRecord,
     FaceInfo,
     audio_length_problem,
-    load_audio_embeds,
+    load_audio_states,
     load_face_info,
 )
 from vexpress.data.transforms import lip_corners
@@ -39,6 +40,7 @@ class ClipReport:
         fps: frame rate of the video.
         num_states: steps of audio hidden states.
         width: channels of a hidden state.
+        encoder: who made them.
         problems: why the clip is not usable; empty if it is.
         warnings: what is unusual but harmless.
     """
@@ -48,6 +50,7 @@ class ClipReport:
     fps: float | None = None
     num_states: int | None = None
     width: int | None = None
+    encoder: EncoderRecord | None = None
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -102,8 +105,9 @@ def verify_clip(record: ClipRecord) -> ClipReport:
     face_info = attempt(load_face_info, record.face_info)
     if face_info is not None:
         report.problems += find_face_problems(face_info, info)
-    embeds = attempt(load_audio_embeds, record.audio_embeds)
-    if embeds is not None:
+    states = attempt(load_audio_states, record.audio_embeds)
+    if states is not None:
+        embeds, report.encoder = states
         report.num_states, report.width = embeds.shape
         if not embeds.isfinite().all():
             report.problems.append("audio_embeds: holds NaN or infinite values")
@@ -170,18 +174,24 @@ def find_length_problems(report: ClipReport, duration: float | None, seconds: fl
     problems = []
     if duration is not None and abs(duration - seconds) > MAX_AUDIO_ERROR_SECONDS:
         problems.append(f"duration: the metadata says {duration:.2f} s, the frames last {seconds:.2f} s")
-    if report.num_states is not None and (problem := audio_length_problem(report.num_states, seconds)):
-        problems.append(problem)
+    if report.num_states is not None:
+        problem = audio_length_problem(report.num_states, seconds, report.encoder.states_hz)
+        problems += [problem] if problem else []
     return problems
 
 
 def check_widths(reports: Sequence[ClipReport]) -> None:
-    """Adds a problem to each clip whose hidden states have another width than those of most clips."""
+    """Adds a problem to each clip whose hidden states have another width, or encoder, than those of most clips."""
     widths = Counter(report.width for report in reports if report.width is not None)
     [(usual, _)] = widths.most_common(1) or [(None, 0)]
     for report in reports:
         if report.width not in (None, usual):
             report.problems.append(f"audio_embeds: states of width {report.width}, most clips have {usual}")
+    encoders = Counter(report.encoder for report in reports if report.encoder is not None)
+    [(usual, _)] = encoders.most_common(1) or [(None, 0)]
+    for report in reports:
+        if report.encoder is not None and not report.encoder.fits(usual):
+            report.problems.append(f"audio_embeds: made by {report.encoder}, most clips' by {usual}")
 
 
 def format_report(report: ClipReport, folder: Path) -> str:

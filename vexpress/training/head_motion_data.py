@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vexpress.data.formats import ClipRecord, load_audio_embeds, load_face_info, load_metadata
+from vexpress.audio_encoders import EncoderRecord
+from vexpress.data.formats import ClipRecord, load_audio_states, load_face_info, load_metadata
 from vexpress.errors import InputError, first_line
 from vexpress.media.retargeting import measure_pose, relative_motion, rest_pose, smooth_kps
 from vexpress.media.video import probe_video
@@ -26,6 +27,7 @@ class MotionClip:
         points: (n 6) float32 of the splines.
         steps: (n + 2 context_points, s, d) float16, speech around each point.
         hidden_states: (m d) float16, all of it.
+        audio_encoder: who made them.
         fps: frames per second.
     """
 
@@ -33,6 +35,7 @@ class MotionClip:
     points: Tensor
     steps: Tensor
     hidden_states: Tensor
+    audio_encoder: EncoderRecord
     fps: float
 
     @property
@@ -50,20 +53,21 @@ def load_clip(record: ClipRecord, network: HeadMotion) -> MotionClip:
     fps = record.fps or float(probe_video(record.video).fps)
     pose = measure_pose(smooth_kps(kps))
     motion = relative_motion(pose, rest_pose(pose))
-    hidden_states = load_audio_embeds(record.audio_embeds).half()
+    hidden_states, audio_encoder = load_audio_states(record.audio_embeds)
+    hidden_states = hidden_states.half()
     config = network.config
     points = fit_points(motion, fps, config.points_per_second).float()
     steps = network.steps_around(
         hidden_states.float(), len(kps) / fps, -config.context_points, len(points) + 2 * config.context_points
     )
-    return MotionClip(motion, points, steps.half(), hidden_states, fps)
+    return MotionClip(motion, points, steps.half(), hidden_states, audio_encoder, fps)
 
 
 def load_clips(meta_paths: Sequence[str], network: HeadMotion) -> list[MotionClip]:
     """Reads all clips that are long enough for a piece; says how many are not, or cannot be read.
 
     Raises:
-        InputError: a metadata file cannot be read, or no clip is left.
+        InputError: a metadata file cannot be read, no clip is left, or their speech is of different encoders.
     """
     clips, problems = [], []
     for record in (record for path in meta_paths for record in load_metadata(path)):
@@ -80,6 +84,11 @@ def load_clips(meta_paths: Sequence[str], network: HeadMotion) -> list[MotionCli
         logger.warning("%d clips are left out: %s", len(problems), "; ".join(problems[:3]))
     if not clips:
         raise InputError("holds no clip that is long enough; prepare data first", "meta_paths", list(meta_paths))
+    encoders = {clip.audio_encoder for clip in clips}
+    first = max(encoders, key=lambda encoder: encoder.digest)  # one of known weights, if there is any
+    if others := [encoder for encoder in encoders if not encoder.fits(first)]:
+        problem = f"holds hidden states by {first} and by {others[0]}; extract them with one audio encoder for all"
+        raise InputError(problem, "meta_paths", list(meta_paths))
     return clips
 
 

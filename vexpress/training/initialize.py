@@ -14,7 +14,14 @@ from vexpress.model_folder import ModelPaths
 from vexpress.models import DenoisingUNet
 from vexpress.training.config import TrainConfig
 from vexpress.training.stages import STAGES, TrainingNetworks
-from vexpress.weights import MOTION_KEY, build_attribute_projection, build_networks, load_networks, read_state_dict
+from vexpress.weights import (
+    MOTION_KEY,
+    build_attribute_projection,
+    build_networks,
+    load_audio_config,
+    load_networks,
+    read_state_dict,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -169,9 +176,13 @@ def build_training_networks(config: TrainConfig) -> TrainingNetworks:
 
 
 def _build_new(config: TrainConfig) -> TrainingNetworks:
-    """Networks of the configured sizes, with random weights."""
+    """Networks of the configured sizes, with random weights; the audio projection takes what the encoder makes."""
     unet_config_path = Path(config.model.unet_config_path or Path(config.base_model_path) / "unet" / "config.json")
-    sizes = (unet_config_path, config.model.v_kps_guider, config.model.audio_projection)
+    audio_projection = config.model.audio_projection
+    if Path(config.audio_model_path).is_dir():  # a plan needs none
+        audio_config = load_audio_config(config.audio_model_path, "audio_model_path")
+        audio_projection = {"embedding_dim": audio_config.hidden_size, **audio_projection}
+    sizes = (unet_config_path, config.model.v_kps_guider, audio_projection)
     with torch.device("meta"):  # nothing is allocated: a width may be a million
         num_bytes = sum(p.nbytes for network in build_networks(*sizes).values() for p in network.parameters())
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -9,7 +9,9 @@ from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlu
 from accelerate.utils import DistributedType, ProjectConfiguration
 from diffusers.training_utils import EMAModel
 
+from vexpress.audio_encoders import EncoderRecord, describe_encoder
 from vexpress.devices import process_number
+from vexpress.diffusion.latents import Autoencoder
 from vexpress.errors import InputError, first_line
 from vexpress.model_folder import SUFFIXES, read_config
 from vexpress.training.config import TrainConfig
@@ -20,6 +22,7 @@ from vexpress.training.muon import Muon
 from vexpress.training.objectives import Denoising, Objective
 from vexpress.training.stages import STAGES, TrainingNetworks, compute_memory_bytes, count_parameters, set_trainable
 from vexpress.training.teacher import Teacher, teacher_options
+from vexpress.weights import load_audio_encoder, load_vae
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -165,6 +168,37 @@ def weight_files(config: TrainConfig) -> list[Path]:
         folders.append(Path(config.distill.teacher_path) / "v-express")
     files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES]
     return files + ([Path(config.init.motion_module_path)] if config.init.motion_module_path else [])
+
+
+def describe_audio_encoder(config: TrainConfig, networks: TrainingNetworks) -> EncoderRecord:
+    """Says who must have made the data's hidden states: the encoder that goes into the exported model.
+
+    Raises:
+        InputError: it cannot be loaded, or the audio projection takes another width.
+    """
+    with torch.random.fork_rng(devices=[]):  # loading takes random numbers
+        encoder, processor = load_audio_encoder(config.audio_model_path, field="audio_model_path")
+    width, needed = encoder.config.hidden_size, networks.audio_projection.config.embedding_dim
+    if width != needed:
+        problem = f"its hidden states are {width} wide, the audio projection takes {needed}"
+        raise InputError(problem, "audio_model_path", config.audio_model_path)
+    return describe_encoder(encoder, processor)
+
+
+def load_frozen_vae(
+    config: TrainConfig, networks: TrainingNetworks, dtype: torch.dtype, device: torch.device
+) -> Autoencoder:
+    """Loads the image autoencoder.
+
+    Raises:
+        InputError: it cannot be loaded, or the UNet takes other latents.
+    """
+    vae = load_vae(config.vae_model_path, dtype, device, "vae_model_path").requires_grad_(False)
+    num_channels = networks.denoising_unet.config.in_channels
+    if vae.config.latent_channels != num_channels:
+        problem = f"has {vae.config.latent_channels} latent channels, the UNet takes {num_channels}"
+        raise InputError(problem, "vae_model_path", config.vae_model_path)
+    return vae
 
 
 def describe_plan(config: TrainConfig) -> str:

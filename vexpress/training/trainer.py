@@ -27,10 +27,17 @@ from vexpress.training.objectives import StepLoss
 from vexpress.training.run_lock import hold_run_folder
 from vexpress.training.run_log import RunLog, append_header, describe_run, peak_memory_gib
 from vexpress.training.run_state import CONFIG_FILE, RunState
-from vexpress.training.setup import build_accelerator, build_objective, build_optimizer, weight_files
+from vexpress.training.setup import (
+    build_accelerator,
+    build_objective,
+    build_optimizer,
+    describe_audio_encoder,
+    load_frozen_vae,
+    weight_files,
+)
 from vexpress.training.stages import TrainingNetworks, half_frozen, set_trainable
 from vexpress.training.trajectories import TaughtDataset, add_trajectories, learns_trajectories, sample_by_teacher
-from vexpress.weights import base_digest, load_vae
+from vexpress.weights import base_digest
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +77,8 @@ class Trainer:
 
     def _build_networks(self) -> None:
         config = self.config
-        if not Path(config.audio_model_path).is_dir():  # for the exported model
-            raise InputError("no such folder", "audio_model_path", config.audio_model_path)
         self.networks = build_training_networks(config)
+        self.audio_encoder = describe_audio_encoder(config, self.networks)
         self.base_model = base_digest(dict(self.networks.named_children())) if config.lora.is_on else None
         set_trainable(self.networks, config.train_stage, config.module_training, config.lora)
         if config.solver.gradient_checkpointing:
@@ -81,30 +87,26 @@ class Trainer:
         self.dtype = {"no": torch.float32, **DTYPES}[config.solver.mixed_precision]
         if self.dtype != torch.float32 and not config.solver.fsdp:  # FSDP shards weights of one dtype
             half_frozen(self.networks, self.dtype)
-        self.vae = load_vae(config.vae_model_path, self.dtype, self.accelerator.device, "vae_model_path")
-        self.vae.requires_grad_(False)
-        num_channels = self.networks.denoising_unet.config.in_channels
-        if self.vae.config.latent_channels != num_channels:
-            problem = f"has {self.vae.config.latent_channels} latent channels, the UNet takes {num_channels}"
-            raise InputError(problem, "vae_model_path", config.vae_model_path)
+        self.vae = load_frozen_vae(config, self.networks, self.dtype, self.accelerator.device)
 
     def _build_data(self) -> None:
         self.dataset = self._build_dataset(self.config.data.meta_paths)
         self.validation_set = self.dataset
         if self.config.validation.meta_paths:
-            self.validation_set = self._build_dataset(self.config.validation.meta_paths)
+            self.validation_set = self._build_dataset(self.config.validation.meta_paths, balance_by=None)
         most_frames = self.networks.denoising_unet.config.motion_max_seq_length
         if self.config.data.num_frames > most_frames:
             problem = f"the UNet's motion_max_seq_length is {most_frames}"
             raise InputError(problem, "data.num_frames", self.config.data.num_frames)
 
-    def _build_dataset(self, meta_paths: list[str]) -> TalkingFaceDataset | TaughtDataset:
+    def _build_dataset(self, meta_paths: list[str], **changes) -> TalkingFaceDataset | TaughtDataset:
         is_taught = learns_trajectories(self.config)
         dataset = TalkingFaceDataset(
-            replace(self.config.data, meta_paths=meta_paths),
+            replace(self.config.data, meta_paths=meta_paths, **changes),
             seed=self.config.seed,
             latent_downsampling=vae_downsampling(self.vae),
             audio_dim=self.networks.audio_projection.config.embedding_dim,
+            audio_encoder=self.audio_encoder,
             only_reference=is_taught,
         )
         return add_trajectories(dataset, self.config, self.dtype) if is_taught else dataset

@@ -1,7 +1,13 @@
 """Weight files: read without executing anything, and put into networks strictly."""
 
 from vexpress.weights.adapters import Adapter, attach_adapter, base_digest, load_adapter, save_adapter
-from vexpress.weights.libraries import load_audio_encoder, load_vae, save_frozen_parts
+from vexpress.weights.libraries import (
+    SPEECH_ENCODERS,
+    load_audio_config,
+    load_audio_encoder,
+    load_vae,
+    save_frozen_parts,
+)
 from vexpress.weights.networks import (
     MOTION_KEY,
     build_attribute_projection,
@@ -12,6 +18,7 @@ from vexpress.weights.networks import (
 from vexpress.weights.state_dicts import load_weights, read_state_dict
 
 __all__ = [
+    "SPEECH_ENCODERS",
     "MOTION_KEY",
     "Adapter",
     "attach_adapter",
@@ -19,6 +26,7 @@ __all__ = [
     "build_attribute_projection",
     "build_networks",
     "load_adapter",
+    "load_audio_config",
     "load_audio_encoder",
     "load_networks",
     "load_vae",

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny
 from diffusers.utils import logging as diffusers_logging
 from torch import nn
-from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.utils.logging import disable_progress_bar
 
+from vexpress.audio_encoders import UNTRAINED, WHISPER_HOP, WHISPER_STRIDE, normalises, read_layers
 from vexpress.diffusion.latents import Autoencoder
 from vexpress.errors import InputError, first_line
 from vexpress.model_folder import LAYOUT, read_config
@@ -27,13 +30,22 @@ REGISTERED = {
 }
 """Class -> what its configuration holds beside arguments of its constructor."""
 
-MISSING_IS_HARMLESS = {"masked_spec_embed": "wav2vec2 reads it in its own training only"}
+MISSING_IS_HARMLESS = {UNTRAINED: "wav2vec2 and its kin read it in their own training only"}
 UNEXPECTED_IS_HARMLESS = {
     "lm_head.": "the released wav2vec2 file has a head that turns hidden states into letters",
-    "masked_spec_embed": "see above",
+    UNTRAINED: "see above",
+    **dict.fromkeys(("quantizer.", "project_q.", "project_hid."), "XLS-R has what its own training compares with"),
 }
 """Prefix of weights that a file may hold and the network has not -> why. Old names of the VAE's attention are no
 matter of this: the library renames them."""
+SPEECH_ENCODERS = {
+    "wav2vec2": ("Wav2Vec2Model", "Wav2Vec2FeatureExtractor"),
+    "hubert": ("HubertModel", "Wav2Vec2FeatureExtractor"),
+    "wavlm": ("WavLMModel", "Wav2Vec2FeatureExtractor"),
+    "whisper": (None, "WhisperFeatureExtractor"),
+}
+"""`model_type` -> classes of transformers, imported when they are needed; None is one of ours."""
+WHISPER_FOLDER = r"^(?:model\.)?encoder\."  # what stands before the encoder's names where the decoder is there, too
 
 
 def load_vae(
@@ -98,27 +110,82 @@ def load_audio_encoder(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     field: str = "audio_encoder_path",
-) -> tuple[Wav2Vec2Model, Wav2Vec2FeatureExtractor]:
-    """Loads the audio encoder and its feature extractor.
+) -> tuple[PreTrainedModel, SequenceFeatureExtractor]:
+    """Loads the audio encoder, of the type that its config.json names, and its feature extractor.
 
     Raises:
         InputError: one of them cannot be loaded, their configurations ask for what they have not, or weights are
             missing, unexpected or not finite; `field` is named.
     """
     disable_progress_bar()  # one that is gone within a second, in the middle of the program's own
-    config = _read_config(folder, field)
-    for name in ("hidden_act", "feat_extract_activation"):
-        _check_switch(config, name, "gelu", field, folder)
-    # Both forms of the encoder have weights of the same names: only the norm of the first layers tells them apart.
-    is_stable = config.get("feat_extract_norm", Wav2Vec2Config().feat_extract_norm) == "layer"
-    _check_switch(config, "do_stable_layer_norm", is_stable, field, folder)
-    encoder = _load_model(Wav2Vec2Model, folder, field, dtype=dtype, attn_implementation="sdpa")
-    processor = _from_pretrained(Wav2Vec2FeatureExtractor, folder, field)
-    for name, expected in {"do_normalize": True, "feature_size": 1}.items():
-        _check_switch(vars(processor), name, expected, field, folder)
+    config = load_audio_config(folder, field)
+    network_name, processor_name = SPEECH_ENCODERS[config.model_type]
+    processor = _from_pretrained(getattr(transformers, processor_name), folder, field)
     if not isinstance(processor.sampling_rate, int) or not 1000 <= processor.sampling_rate <= 1_000_000:
         raise InputError(f"sampling_rate {processor.sampling_rate!r}: must be 1000 to 1000000 Hz", field, folder)
+    if config.model_type == "whisper":
+        _check_whisper(config, processor, field, folder)
+        return _load_whisper(folder, field, dtype).to(device), processor
+    is_released = config.model_type == "wav2vec2"  # of the others, each has its own
+    for name, expected in {"feature_size": 1, **({"do_normalize": True} if is_released else {})}.items():
+        _check_switch(vars(processor), name, expected, field, folder)
+    options = {"attn_implementation": "sdpa"} if is_released else {}
+    encoder = _load_model(getattr(transformers, network_name), folder, field, dtype=dtype, **options)
     return encoder.to(device), processor
+
+
+def load_audio_config(folder: str | PathLike, field: str = "audio_encoder_path") -> PretrainedConfig:
+    """Reads the configuration of an audio encoder, and checks what its weights do not show.
+
+    Raises:
+        InputError: it is missing, of another type, or asks for what the encoders have not; `field` is named.
+    """
+    values = _read_config(folder, field)
+    model_type = values.get("model_type", "wav2vec2")
+    if model_type not in SPEECH_ENCODERS:
+        raise InputError(f"model_type is {model_type!r}; allowed are {', '.join(SPEECH_ENCODERS)}", field, folder)
+    try:
+        config = type(transformers.AutoConfig.for_model(model_type)).from_dict(values)
+        read_layers(config)
+    except Exception as error:  # of values of other kinds, the library raises anything
+        raise InputError(f"config.json: {first_line(error)}", field, folder) from error
+    if model_type == "whisper":
+        _check_switch(values, "activation_function", "gelu", field, folder)
+        return config
+    for name in ("hidden_act", "feat_extract_activation"):
+        _check_switch(values, name, "gelu", field, folder)
+    # Both forms of the encoder have weights of the same names: only the norm of the first layers tells them apart.
+    _check_switch(values, "do_stable_layer_norm", config.feat_extract_norm == "layer", field, folder)
+    _check_switch(values, "add_adapter", False, field, folder)  # which would change the steps
+    return config
+
+
+def _check_whisper(
+    config: PretrainedConfig, processor: SequenceFeatureExtractor, field: str, folder: str | PathLike
+) -> None:
+    """Raises an InputError if the spectrum is not what the encoder takes."""
+    if normalises(processor):
+        raise InputError("do_normalize is True, and these weights go with False alone", field, folder)
+    _check_switch(vars(processor), "hop_length", WHISPER_HOP, field, folder)
+    window = (config.num_mel_bins, config.max_source_positions * WHISPER_STRIDE)
+    found = (processor.feature_size, processor.nb_max_frames)
+    if found != window:
+        raise InputError(
+            f"preprocessor_config.json makes spectra of {found[0]} x {found[1]} (feature_size, chunk_length), the "
+            f"encoder takes {window[0]} x {window[1]} (num_mel_bins, max_source_positions)",
+            field,
+            folder,
+        )
+
+
+def _load_whisper(folder: str | PathLike, field: str, dtype: torch.dtype) -> PreTrainedModel:
+    from vexpress.models.whisper_encoder import WhisperSpeechEncoder  # half a second, which no other needs
+
+    loaded = _load_model(WhisperSpeechEncoder, folder, field, dtype=dtype, key_mapping={WHISPER_FOLDER: ""})
+    # One that was loaded with other names cannot be saved (transformers 5.23): a clean one takes its weights.
+    encoder = WhisperSpeechEncoder(loaded.config).to(dtype)
+    encoder.load_state_dict(loaded.state_dict())
+    return encoder.eval()
 
 
 def _read_config(folder: str | PathLike, field: str) -> dict:
@@ -174,8 +241,8 @@ def _from_pretrained(library_class: type, folder: str | PathLike, field: str, **
 def save_frozen_parts(
     folder: str | PathLike,
     vae: Autoencoder,
-    audio_encoder: Wav2Vec2Model,
-    audio_processor: Wav2Vec2FeatureExtractor,
+    audio_encoder: PreTrainedModel,
+    audio_processor: SequenceFeatureExtractor,
 ) -> None:
     """Writes image autoencoder and audio encoder into a folder of the released layout."""
     folder = Path(folder)

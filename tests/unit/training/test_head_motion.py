@@ -9,10 +9,18 @@ import torch
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter1d
 
+from vexpress.audio_encoders import EncoderRecord
 from vexpress.cli.main import PROGRAMS
 from vexpress.cli.program import run_program
 from vexpress.cli.train_motion import main
-from vexpress.data.formats import ClipRecord, FaceInfo, save_audio_embeds, save_face_info, save_metadata
+from vexpress.data.formats import (
+    ClipRecord,
+    FaceInfo,
+    load_audio_embeds,
+    save_audio_embeds,
+    save_face_info,
+    save_metadata,
+)
 from vexpress.errors import InputError
 from vexpress.media.retargeting import apply_motion, measure_pose, place_points
 from vexpress.models.head_motion import motion_from_speech
@@ -140,6 +148,15 @@ def test_clips_that_cannot_be_used_are_left_out_and_said(data, tmp_path, caplog)
         HeadMotionTrainer(configuration(data, tmp_path / "none", meta_paths=[str(tmp_path / "none.json")]))
     with pytest.raises(InputError, match="^meta_paths=.*is empty"):
         HeadMotionTrainer(configuration(data, tmp_path / "none", meta_paths=[]))
+
+
+def test_speech_of_two_encoders_does_not_mix(data, tmp_path):
+    records = [write_clip(tmp_path, index, 8) for index in (7, 8)]
+    states = load_audio_embeds(records[1].audio_embeds)
+    save_audio_embeds(records[1].audio_embeds, states, EncoderRecord("hubert", "abc"))
+    save_metadata(tmp_path / "mixed.json", records)
+    with pytest.raises(InputError, match=r"^meta_paths=.* by hubert abc, last layer and by wav2vec2 \(weights unknown"):
+        HeadMotionTrainer(configuration(data, tmp_path / "run", meta_paths=[str(tmp_path / "mixed.json")]))
 
 
 def test_another_size_of_network_does_not_resume(data, tmp_path):

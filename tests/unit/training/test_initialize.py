@@ -12,6 +12,7 @@ from vexpress.errors import InputError
 from vexpress.model_folder import LAYOUT
 from vexpress.training.config import InitConfig, ModelConfig, TrainConfig
 from vexpress.training.initialize import build_training_networks
+from vexpress.training.setup import describe_audio_encoder
 from vexpress.weights import read_state_dict
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
@@ -123,6 +124,23 @@ def test_older_names_of_audio_attention(tmp_path):
 def test_starting_twice_gives_the_same_weights(base_dir):
     first, second = (build_training_networks(config(base_dir)).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", ["hubert", "whisper"])
+def test_the_audio_projection_takes_what_the_encoder_makes(base_dir, tmp_path, name):
+    for part in tiny.speech_encoder(name):
+        part.save_pretrained(tmp_path / "encoder")
+    settings = config(base_dir, source="random")
+    settings.audio_model_path = str(tmp_path / "encoder")
+    sizes = settings.model.audio_projection
+    settings.model.audio_projection = {key: size for key, size in sizes.items() if key != "embedding_dim"}
+    networks = build_training_networks(settings)
+    assert networks.audio_projection.config.embedding_dim == 24
+    record = describe_audio_encoder(settings, networks)
+    assert (record.type, len(record.digest)) == (name, 16)
+    settings.model.audio_projection = {**sizes, "embedding_dim": 8}
+    with pytest.raises(InputError, match="^audio_model_path=.*24 wide, the audio projection takes 8"):
+        describe_audio_encoder(settings, build_training_networks(settings))
 
 
 def test_what_does_not_fit_is_one_line(base_dir, tmp_path):
