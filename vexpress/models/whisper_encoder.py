@@ -1,5 +1,6 @@
 """Whisper's encoder on its own, from a folder with or without the decoder."""
 
+from transformers import PreTrainedModel  # noqa: F401 - diffusers finds here how a saved pipeline's part is loaded
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 

@@ -109,6 +109,8 @@ class PipelineParts(DiffusionPipeline):
             InputError: a file is missing or does not fit, or no such argument.
         """
         if (Path(folder) / "model_index.json").is_file():
+            import vexpress.models.whisper_encoder  # noqa: F401 - of what is not imported, diffusers loads no class
+
             return super().from_pretrained(folder, **{**kwargs, "local_files_only": True})
         old_name = kwargs.pop("torch_dtype", torch.float32)
         dtype = kwargs.pop("dtype", old_name)
