@@ -163,7 +163,7 @@ class TalkingFaceDataset(Dataset):
             except InputError as error:
                 self.rejected.append((str(record.video), " ".join(str(error).split())))
                 continue
-            self._check_audio(where, clip.audio_dim, clip.audio_encoder)
+            self._check_audio(f"{where}: audio_embeds {record.audio_embeds}", clip.audio_dim, clip.audio_encoder)
             self._clips.append(clip)
         for index in self.indexed:
             for (dim, audio_encoder), row in index.audio_kinds.items():
