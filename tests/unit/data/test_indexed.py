@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from tests.clips import write_clip, write_dataset
 from tests.unit.data.test_dataset import assert_same, make_config
+from vexpress.audio_encoders import EncoderRecord
 from vexpress.cli import index as index_program
 from vexpress.cli.program import EXIT_BAD_INPUT, run_program
 from vexpress.data.dataset import SampleStream, TalkingFaceDataset
@@ -169,6 +170,6 @@ def test_many_rows_are_read_by_their_numbers(tmp_path):
         for number in range(50_000):
             add(ROW | {"video": f"{number}.mp4"})
     index = IndexedClips(tmp_path / "m.parquet", 1)
-    assert len(index) == 50_000 and index.audio_dims == {4: 1}
+    assert len(index) == 50_000 and index.audio_kinds == {(4, EncoderRecord()): 1}
     assert index.name(49_999) == str(tmp_path / "49999.mp4")
     assert np.array_equal(index._numbers("num_frames"), np.full(50_000, 60))

@@ -72,7 +72,7 @@ def test_a_column_of_the_metadata_balances_samples(records, tmp_path):
     write_index(path, tmp_path / "metadata.parquet", None)
     indexed = TalkingFaceDataset(make_config(tmp_path / "metadata.parquet", balance_by="language"), seed=0)
     assert [indexed[number]["name"] for number in range(8)] == names
-    with pytest.raises(InputError, match=r'metadata\.parquet: has no column "accent"'):
+    with pytest.raises(InputError, match=r'metadata\.parquet row 1: has no "accent"'):
         TalkingFaceDataset(make_config(tmp_path / "metadata.parquet", balance_by="accent"), seed=0)
 
 
