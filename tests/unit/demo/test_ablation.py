@@ -68,7 +68,7 @@ def random_bursts(rng, split, num_samples):
 
 
 def write_drawn(folder: Path, split: str, num_clips: int) -> Path:
-    for part in ("clips", "face_info", "labels", "audio_embeds"):
+    for part in ("clips", "face_info", "labels", "attributes", "audio_embeds"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     rows = [
         make_drawn_dataset.write_drawn_clip(i, folder, split, 0, NUM_FRAMES, FPS, SIZE_PX) for i in range(num_clips)
