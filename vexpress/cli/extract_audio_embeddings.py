@@ -12,7 +12,6 @@ from vexpress.cli.program import set_up_logging
 from vexpress.model_folder import LAYOUT
 
 if TYPE_CHECKING:
-    from vexpress.audio_encoders import describe_encoder
     from vexpress.data.formats import ClipRecord
 
 
@@ -25,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = clip_arguments.build_parser(__doc__.splitlines()[0], "audio_encoder_path")
     args = parser.parse_args(arguments)
     set_up_logging()
+    from vexpress.audio_encoders import describe_encoder
     from vexpress.data.formats import AUDIO_EMBEDS_SUFFIXES, save_audio_embeds
     from vexpress.devices import resolve_device
     from vexpress.prepare.extract import extract_audio_embeds

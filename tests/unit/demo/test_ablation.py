@@ -344,5 +344,5 @@ def test_data_that_cannot_serve_are_refused(drawn, tmp_path):
     config = build_configs(VARIANTS[FULL], PLAIN, 0, larger)["stage_3"]
     with pytest.raises(InputError, match=f"must have more than {NUM_FRAMES} frames"):
         ablation_runs.load_test_clips(clips, config)
-    with pytest.raises(InputError, match="is not 96x96 px"):
+    with pytest.raises(InputError, match="is not 128x128 px"):
         ablation_runs.load_test_clips(replace(clips, num_frames=12), config)
