@@ -73,7 +73,7 @@ def random_pictures(seed: int, num_people: int) -> Pictures:
             frame = render_frame(person, motion, mouth, PICTURE_PX)
             pose = frame.kps[:3].ravel() / 8
             pixels.append(frame.pixels)
-            targets.append(np.concatenate([colours, style, shape, pose, 6 * mouth, [2 * float(motion.lids)]]))
+            targets.append(np.concatenate([colours, style, shape, pose, 6 * mouth, 2 * motion.lids]))
     values = np.stack(targets)
     return Pictures(np.stack(pixels), (values - values.mean(0)).astype(np.float32))
 
