@@ -49,9 +49,14 @@ def write_config(folder: Path, model_dir: Path, meta_path: Path) -> Path:
     return path
 
 
-def run(config_path: Path, *overrides: str) -> Trainer:
-    for state in (AcceleratorState, PartialState, GradientState):  # singletons of a process, and this is a new run
+def forget_run() -> None:
+    """Makes the next run of this process a new one: accelerate keeps the state of the first as singletons."""
+    for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
+
+
+def run(config_path: Path, *overrides: str) -> Trainer:
+    forget_run()
     trainer = Trainer(load_config(config_path, overrides))
     trainer.train()
     return trainer
@@ -87,8 +92,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 def error(config_path: Path, capsys, *overrides: str) -> str:
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    forget_run()
     capsys.readouterr()
     assert run_program(lambda: train.main(["--config", str(config_path), *overrides])) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -23,7 +23,7 @@ def detector() -> FaceAnalyzer:
     return FaceAnalyzer(PACK_DIR / LAYOUT["insightface_model_path"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("fps", [30.0, 60.0])
 def test_new_mouths_follow_the_new_speech_and_nothing_else_changes(tmp_path, pipeline, options, detector, fps):
     how = {"fps": fps, "num_frames": round(1.6 * fps)}
@@ -36,7 +36,7 @@ def test_new_mouths_follow_the_new_speech_and_nothing_else_changes(tmp_path, pip
         assert track["kps_error_px"] < 1.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_portrait_in_a_large_picture_speaks_in_it(pipeline, options, detector):
     """With motion from speech, in a picture of 4K."""
     rng = np.random.default_rng(4)

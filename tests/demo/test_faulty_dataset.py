@@ -13,7 +13,7 @@ from tests.integration.prepare_runs import run_script
 from vexpress.data.formats import load_metadata
 from vexpress.model_folder import EMBEDDED_MODEL_DIR
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 KINDS = ("clean", "sound_late_+3", "music", "cut", "mirrored")
 SECONDS = 2.0

@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 
 from tests import tiny
-from tests.runs import ROOT
+from tests.runs import ROOT, forget_run
 from vexpress.cli import person
 from vexpress.cli.main import main as vexpress
 from vexpress.data.formats import ClipRecord, load_metadata
@@ -44,6 +44,7 @@ def test_a_folder_is_of_one_video(tmp_path):
 
 
 def run(*arguments: str, monkeypatch) -> int:
+    forget_run()
     monkeypatch.setattr("sys.argv", ["vexpress", *map(str, arguments)])
     return vexpress()
 
@@ -63,7 +64,7 @@ def test_dry_run_writes_a_configuration_that_train_takes(tmp_path, monkeypatch, 
     assert "no such file" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_video_becomes_an_adapter(tmp_path, monkeypatch, capsys):
     pack = ROOT / "vexpress" / "demo_pack"
     (row, *_) = json.loads((pack / "heldout" / "metadata.json").read_text())

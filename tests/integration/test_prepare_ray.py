@@ -21,7 +21,7 @@ from tests.unit.prepare.name_writer import WriteNames  # noqa: E402
 from vexpress.errors import InputError  # noqa: E402
 from vexpress.prepare.ray_runner import run_on_ray  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 STORE_BYTES = 80 * 2**20
 DEADLINE_SECONDS = 900

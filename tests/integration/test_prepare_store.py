@@ -66,7 +66,7 @@ def test_a_store_in_memory(local):
     prepare_in_store(local, "memory://prepare")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_store_that_speaks_s3(local, tmp_path, monkeypatch):
     """moto's server stands for the store; training reads the same samples from it as from this machine."""
     pytest.importorskip("moto")
