@@ -8,9 +8,7 @@ import sys
 import pytest
 import torch
 
-from tests import tiny
-from tests.clips import write_dataset
-from tests.runs import ROOT, assert_equal, error, exported, largest_difference, run, write_config
+from tests.runs import ROOT, assert_equal, error, exported, largest_difference, run
 from vexpress.cli import generate as inference
 from vexpress.cli import train
 from vexpress.cli.program import run_program
@@ -30,22 +28,7 @@ STAGE_4 = (
 )
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny.write_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def meta_path(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data"), num_clips=3)
-
-
-@pytest.fixture
-def config_path(tmp_path, model_dir, meta_path):
-    return write_config(tmp_path, model_dir, meta_path)
-
-
-@pytest.mark.parametrize("objective", ["regression", pytest.param("consistency", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("objective", ["regression", pytest.param("consistency", marks=pytest.mark.long)])
 def test_cut_off_and_resumed_equals_uninterrupted(config_path, tmp_path, objective):
     settings = (*STAGE_4, f"distill.objective={objective}", "data.train_bs=1", "checkpointing_steps=1")
     run(config_path, *settings, f"output_dir={tmp_path / 'whole'}")
@@ -68,7 +51,7 @@ def test_a_student_comes_nearer_to_its_teacher_and_its_folder_needs_no_flag(conf
     assert (options.context_frames, options.context_overlap, options.shared_noise) == (2, 1, 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_as_one_with_twice_the_batch(config_path, tmp_path):
     settings = (*STAGE_4, "solver.adam_epsilon=1", "solver.max_train_steps=1")
     run(config_path, *settings, f"output_dir={tmp_path / 'one'}")

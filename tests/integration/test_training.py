@@ -10,11 +10,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from tests import tiny
 from tests.clips import write_dataset
-from tests.runs import ROOT, assert_equal, error, exported, largest_difference, run, start, wait_for, write_config
+from tests.runs import ROOT, assert_equal, error, exported, forget_run, largest_difference, run, start, wait_for
 from vexpress.audio_encoders import describe_encoder
 from vexpress.cli import generate as inference
 from vexpress.cli import train
@@ -29,21 +28,6 @@ SAMPLES_DIR = tiny.SHARED_DIR / "samples"
 LIKE_SGD = ("solver.adam_epsilon=1", "solver.learning_rate=0.02")
 """Updates in proportion to gradients; Adam's own first steps follow their sign, however small they are. Not large ones:
 after these the loss is so steep that a second step differs by more than rounding."""
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny.write_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def meta_path(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data"), num_clips=3)
-
-
-@pytest.fixture
-def config_path(tmp_path, model_dir, meta_path):
-    return write_config(tmp_path, model_dir, meta_path)
 
 
 # ---- what is computed ------------------------------------------------------------------------------------------------
@@ -273,8 +257,7 @@ def test_validation_is_the_same_every_time_and_makes_a_video(config_path, tmp_pa
     arguments = ["--config", str(config_path), "validation.steps=1", "validation.num_samples=2"]
     arguments += [f"solver.mixed_precision={precision}", "train_stage=stage_2"]
     arguments += ["validation.num_frames=5", "validation.num_inference_steps=1", "solver.learning_rate=0"]
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    forget_run()
     assert run_program(lambda: train.main(arguments)) == 0
     entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
     first, second = (entry["validation_loss"] for entry in entries if "validation_loss" in entry)

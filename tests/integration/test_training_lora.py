@@ -10,8 +10,7 @@ import safetensors.torch
 import torch
 
 from tests import tiny
-from tests.clips import write_dataset
-from tests.runs import ROOT, assert_equal, error, largest_difference, run, write_config
+from tests.runs import ROOT, assert_equal, error, largest_difference, run
 from vexpress.cli import train
 from vexpress.cli.program import run_program
 from vexpress.model_folder import ModelPaths
@@ -24,21 +23,6 @@ TARGETS = (
     "lora.rank=2",
 )
 LIKE_SGD = ("solver.adam_epsilon=1", "solver.learning_rate=0.02")
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny.write_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def meta_path(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data"), num_clips=3)
-
-
-@pytest.fixture
-def config_path(tmp_path, model_dir, meta_path):
-    return write_config(tmp_path, model_dir, meta_path)
 
 
 def trained(folder) -> dict[str, torch.Tensor]:
@@ -81,7 +65,7 @@ def test_another_base_model_is_no_continuation(config_path, tmp_path, meta_path,
     assert "another base model" in error(config_path, capsys, *TARGETS, f"init.path={other}")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_as_one_with_twice_the_batch(config_path, tmp_path):
     run(config_path, f"output_dir={tmp_path / 'one'}", *TARGETS, *LIKE_SGD)
     overrides = (f"output_dir={tmp_path / 'two'}", "data.train_bs=1", *TARGETS, *LIKE_SGD)

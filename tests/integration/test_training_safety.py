@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
 from tests.clips import write_dataset
 from tests.runs import ROOT, assert_equal, error, exported, run, start, wait_for, write_config
 from vexpress.training.checkpoints import find_checkpoints, read_progress
@@ -25,18 +24,8 @@ NUM_STEPS = 5
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    return tiny.write_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def meta_path(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data"), num_clips=2)
-
-
-@pytest.fixture
-def config_path(tmp_path, model_dir, meta_path):
-    return write_config(tmp_path, model_dir, meta_path)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
+from vexpress.diffusion.guidance import Carried
 from vexpress.diffusion.losses import weighted_loss
 from vexpress.diffusion.rolling import fade
 from vexpress.diffusion.schedule import build_scheduler
@@ -156,7 +157,7 @@ class Consistency(Distillation):
         # 2. its moving average, after a step of the teacher, from where the frames before it are held to the true ones
         with torch.no_grad():
             told = {**batch.conditions, "attribute_keep": parts.attribute_keep}
-            guided = self.teacher.denoiser(told)(noisy, now, [], [])
+            guided = self.teacher.denoiser(told)(noisy, now, [], [Carried()])
             stepped = self.clean(guided, noisy, now)
             noise = self.noise_of(guided, noisy, now)
             after = scheduler.add_noise(stepped, noise, later)

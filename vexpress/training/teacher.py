@@ -1,18 +1,19 @@
 """Stage 4's teacher: a model folder as it samples with guidance, and what its student's folder says of sampling."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vexpress.diffusion.guidance import DROPPED, Carried, Denoise
+from vexpress.diffusion.guidance import Denoise, guided
 from vexpress.diffusion.rolling import roll
 from vexpress.diffusion.schedule import DETERMINISTIC, build_scheduler
 from vexpress.errors import InputError
 from vexpress.model_folder import ModelPaths
+from vexpress.models import Conditions
 from vexpress.models.attributes import ATTRIBUTES
 from vexpress.options import SamplingOptions, load_model_defaults
 from vexpress.training.config import TrainConfig
@@ -105,24 +106,19 @@ class Teacher:
         """Its prediction with guidance, float32; `conditions` are those of `TrainingNetworks.prepare_conditions`."""
         options, unet = self.options, self.networks.denoising_unet
         weights = {name: getattr(options, name) for name in WEIGHTS}
-        with_all = self.networks.prepare_conditions(**conditions, **weights)
-        without = with_all.without(*DROPPED[options.guidance])
+        told = self.networks.prepare_conditions(**conditions, **weights)
         if options.guidance != "all" and self.networks.attribute_projection is not None:  # one of two kinds of tokens
             keep = torch.ones(conditions["audio_windows"].shape[:2], device=unet.device)
             masks = {"audio_keep": keep, "any_keep": keep, "attribute_keep": conditions.get("attribute_keep")}
             none = keep.new_zeros(*keep.shape, len(ATTRIBUTES))
             masks |= {"audio_keep": 0 * keep} if options.guidance == "audio" else {"attribute_keep": none}
-            without = self.networks.prepare_conditions(**{**conditions, **weights, **masks})
+            untold = self.networks.prepare_conditions(**{**conditions, **weights, **masks})
+            told = replace(told, partial_kv={options.guidance: untold.audio_kv})
 
-        def denoise(noisy: Tensor, timestep: Tensor, windows: list[list[int]], carried: list[Carried]) -> Tensor:
-            inputs = noisy.to(unet.dtype), timestep.to(noisy.device)
-            conditional = unet(*inputs, with_all).float()
-            if options.guidance_scale == 1:
-                return conditional
-            unconditional = unet(*inputs, without).float()
-            return unconditional + options.guidance_scale * (conditional - unconditional)
+        def predict(noisy: Tensor, timestep: Tensor, told: Conditions) -> Tensor:
+            return unet(noisy.to(unet.dtype), timestep.to(noisy.device), told).float()
 
-        return denoise
+        return guided(predict, lambda windows: told, options.guidance_scale, options.guidance)
 
     @torch.no_grad()
     def sample(self, noise: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:

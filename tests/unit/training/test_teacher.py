@@ -11,6 +11,7 @@ from PIL import Image
 from tests import tiny
 from vexpress.audio_features import audio_windows, encode_audio
 from vexpress.data.config import DataConfig
+from vexpress.diffusion.guidance import Carried
 from vexpress.diffusion.latents import compute_latents, scale_latents
 from vexpress.media.keypoints import render_v_kps
 from vexpress.models import AttributeProjection
@@ -81,7 +82,7 @@ def test_with_attributes_guidance_leaves_out_one_of_two(guidance):
     for told in (conditions, untold):
         plain, strong = (
             Teacher(networks, SamplingOptions(guidance=guidance, guidance_scale=scale)).denoiser(told)(
-                noise, torch.tensor([500]), [], []
+                noise, torch.tensor([500]), [], [Carried()]
             )
             for scale in (1.0, 3.0)
         )
