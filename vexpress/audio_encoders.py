@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
+from vexpress.errors import InputError
+
 LAYERS_KEY = "vexpress_layers"
 WHISPER_HOP = 160  # samples from one spectrum to the next; Whisper, section 2.2: 10 ms at 16 kHz
 WHISPER_STRIDE = 2  # spectra per step: the second convolution's stride
@@ -57,6 +59,17 @@ def most_steps(config: PretrainedConfig) -> int | None:
 def normalises(processor: SequenceFeatureExtractor) -> bool:
     """Whether speech is brought to zero mean and unit variance before it is encoded."""
     return bool(getattr(processor, "do_normalize", False))
+
+
+def check_width(config: PretrainedConfig, projection_width: int, field: str, value: str | None = None) -> None:
+    """Raises an InputError of a field unless hidden states are as wide as the audio projection takes them."""
+    if config.hidden_size != projection_width:
+        raise InputError(
+            f"its hidden states are {config.hidden_size} wide, the audio projection takes {projection_width}: give the "
+            "encoder that the model was trained with",
+            field,
+            value,
+        )
 
 
 def read_layers(config: PretrainedConfig) -> Layers:

@@ -41,6 +41,9 @@ INFERENCE_DEFAULTS = "inference_defaults.json"
 EMBEDDED_MODEL_DIR = Path(__file__).resolve().parent / "demo_pack"
 """The model of drawn faces that comes with the package."""
 
+DEFAULT_MODEL_DIR = Path("model_ckpts")
+"""Where programs look for a model if none is named."""
+
 OPTIONAL = {
     "insightface_model_path": "some retarget strategies need no face detection; checked where it is needed",
     "motion_module_path": "denoising_unet may hold the motion modules; loading checks that together they cover all",
@@ -104,6 +107,11 @@ class ModelPaths:
             f"model file not found: {looked}; point `model_dir` or `{name}` to it, "
             "or fetch the released models with `python scripts/download_models.py`"
         )
+
+
+def choose_model_dir(given: str | Path | None) -> str | Path:
+    """The model folder that is given; else the default one or, if that is not there, the embedded one."""
+    return given or (DEFAULT_MODEL_DIR if DEFAULT_MODEL_DIR.exists() else EMBEDDED_MODEL_DIR)
 
 
 def read_config(path: Path) -> dict:

@@ -8,13 +8,13 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
-from vexpress.cli.generate import DEFAULT_MODEL_DIR, SAMPLING_RATE_HZ, add_model_flags, load_pipeline, options_of
+from vexpress.cli.generate import SAMPLING_RATE_HZ, add_model_flags, load_pipeline, options_of
 from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import set_up_logging
 from vexpress.dubbing.settings import DubSettings
 from vexpress.errors import InputError
 from vexpress.files import check_output_path, replacing
-from vexpress.model_folder import EMBEDDED_MODEL_DIR, LAYOUT, ModelPaths
+from vexpress.model_folder import LAYOUT, ModelPaths, choose_model_dir
 from vexpress.options import PRESET_HELP, PRESETS, MotionOptions, SamplingOptions, load_model_defaults, option_fields
 from vexpress.provenance import video_metadata
 
@@ -56,8 +56,7 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
     """
     parser = build_parser()
     args = parser.parse_args(arguments)
-    is_embedded = args.model_dir is None and not DEFAULT_MODEL_DIR.exists()
-    model_dir = args.model_dir or (EMBEDDED_MODEL_DIR if is_embedded else DEFAULT_MODEL_DIR)
+    model_dir = choose_model_dir(args.model_dir)
     defaults = load_model_defaults(model_dir, args.preset)
     parser.set_defaults(**{"fps": SamplingOptions().fps, **defaults}, model_dir=model_dir)
     args = parser.parse_args(arguments)

@@ -17,7 +17,7 @@ from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import set_up_logging, torchrun_processes
 from vexpress.errors import InputError
 from vexpress.files import check_output_path, replacing
-from vexpress.model_folder import EMBEDDED_MODEL_DIR, LAYOUT, ModelPaths
+from vexpress.model_folder import DEFAULT_MODEL_DIR, EMBEDDED_MODEL_DIR, LAYOUT, ModelPaths, choose_model_dir
 from vexpress.options import (
     CALL,
     PRESET_HELP,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vexpress")
 
 DEFAULT_OUTPUT_PATH = "output/output.mp4"
-DEFAULT_MODEL_DIR = Path("model_ckpts")
 DEMO = {
     "reference_image_path": EMBEDDED_MODEL_DIR / "examples" / "portrait.png",
     "audio_path": EMBEDDED_MODEL_DIR / "examples" / "speech.wav",
@@ -112,8 +111,8 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
     """
     parser = build_parser()
     args = parser.parse_args(arguments)
-    is_embedded = args.model_dir is None and not DEFAULT_MODEL_DIR.exists()
-    model_dir = args.model_dir or (EMBEDDED_MODEL_DIR if is_embedded else DEFAULT_MODEL_DIR)
+    model_dir = choose_model_dir(args.model_dir)
+    is_embedded = args.model_dir is None and model_dir == EMBEDDED_MODEL_DIR
     defaults = load_model_defaults(model_dir, args.preset)
     parser.set_defaults(**defaults, model_dir=model_dir, is_embedded=is_embedded)
     args = parser.parse_args(arguments)

@@ -16,13 +16,12 @@ from vexpress.cli.adapters import add_adapter_flags
 from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import set_up_logging
 from vexpress.errors import InputError, first_line
-from vexpress.model_folder import EMBEDDED_MODEL_DIR
+from vexpress.model_folder import DEFAULT_MODEL_DIR, choose_model_dir
 from vexpress.options import DTYPES
 from vexpress.server.settings import ServeSettings
 
 logger = logging.getLogger("vexpress")
 
-DEFAULT_MODEL_DIR = Path("model_ckpts")
 TOKEN_VARIABLE = "VEXPRESS_TOKEN"
 MAX_CONNECTIONS = 512
 MAX_MESSAGE_BYTES = 16 * 2**20
@@ -55,7 +54,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[Namespace, ServeSettin
     args = build_parser().parse_args(arguments)
     args.token = args.token or os.environ.get(TOKEN_VARIABLE) or None
     settings = ServeSettings(**{field.name: getattr(args, field.name) for field in fields(ServeSettings)})
-    args.model_dir = args.model_dir or (DEFAULT_MODEL_DIR if DEFAULT_MODEL_DIR.exists() else EMBEDDED_MODEL_DIR)
+    args.model_dir = choose_model_dir(args.model_dir)
     return args, settings
 
 

@@ -126,8 +126,8 @@ def save_face_info(path: str | os.PathLike, info: FaceInfo) -> None:
 
 
 def load_audio_embeds(path: str | os.PathLike) -> Tensor:
-    """Reads hidden states (m d) float32 as `load_audio_states` does."""
-    return load_audio_states(path)[0]
+    """Reads hidden states (m d) float32, and not who made them; raises as `load_audio_states`."""
+    return _read_states(readable_path(path, "audio_embeds", AUDIO_EMBEDS_SUFFIXES))[0]
 
 
 def load_audio_states(path: str | os.PathLike) -> tuple[Tensor, EncoderRecord]:
@@ -140,6 +140,12 @@ def load_audio_states(path: str | os.PathLike) -> tuple[Tensor, EncoderRecord]:
         InputError: missing, damaged, unsafe, or without such states.
     """
     path = readable_path(path, "audio_embeds", AUDIO_EMBEDS_SUFFIXES)
+    states, content = _read_states(path)
+    return states, _encoder_record(path, content)
+
+
+def _read_states(path: Path) -> tuple[Tensor, dict]:
+    """The states, and all that the file holds."""
     content = read_file(path, "audio_embeds")
     value = content.get(AUDIO_EMBEDS_KEY) if isinstance(content, dict) else None
     shape = tuple(getattr(value, "shape", ()))
@@ -150,10 +156,9 @@ def load_audio_states(path: str | os.PathLike) -> tuple[Tensor, EncoderRecord]:
             f"audio_embeds {path}: {AUDIO_EMBEDS_KEY} has shape {shape}, needed is (m d) or (m 1 d); extract it again"
         )
     try:
-        states = torch.from_numpy(float_item(value))
+        return torch.from_numpy(float_item(value)), content
     except (TypeError, ValueError) as error:
         raise InputError(f"audio_embeds {path}: {AUDIO_EMBEDS_KEY} holds no numbers; extract it again") from error
-    return states, _encoder_record(path, content)
 
 
 def _encoder_record(path: Path, content: dict) -> EncoderRecord:

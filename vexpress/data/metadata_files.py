@@ -1,7 +1,7 @@
 """Metadata in files: JSON for people and other programs, Parquet for a million clips, both written row by row.
 
 Parquet has a column per key, each of them numbers or texts; paths are as in JSON. Its rows are an index that training
-trusts, see `vexpress.data.clips`: besides the keys of `ClipRecord` it holds FACT_KEYS.
+trusts, see `vexpress.data.indexed`: besides the keys of `ClipRecord` it holds FACT_KEYS.
 """
 
 import contextlib

@@ -44,16 +44,6 @@ def check_number(field: str, value: Any, low: float, high: float) -> None:
         raise InputError(f"must be {low} to {high}", field, value)
 
 
-def check_audio_width(encoder_width: int, projection_width: int) -> None:
-    """Raises an InputError unless the audio projection takes hidden states as wide as the encoder's."""
-    if encoder_width != projection_width:
-        raise InputError(
-            f"its hidden states are {encoder_width} wide, the audio projection takes {projection_width}: give the "
-            "encoder that the model was trained with",
-            "audio_encoder_path",
-        )
-
-
 def check_choice(field: str, value: Any, choices: Sequence[str]) -> None:
     """Raises an InputError unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:

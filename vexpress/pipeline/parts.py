@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
+from vexpress.audio_encoders import check_width
 from vexpress.audio_features import audio_windows, encode_audio
 from vexpress.diffusion.latents import Autoencoder, compute_latents, scale_latents, unscale_latents, vae_downsampling
 from vexpress.diffusion.schedule import build_scheduler
@@ -92,7 +93,7 @@ class PipelineParts(DiffusionPipeline):
         if v_kps_guider.downsampling != self.downsampling:
             factors = f"{v_kps_guider.downsampling}, the VAE by {self.downsampling}"
             raise ValueError(f"the V-Kps guider downsamples by {factors}")
-        inputs.check_audio_width(audio_encoder.config.hidden_size, audio_projection.config.embedding_dim)
+        check_width(audio_encoder.config, audio_projection.config.embedding_dim, "audio_encoder_path")
         self._interrupt = False
         self._num_timesteps = 0
 

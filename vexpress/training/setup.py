@@ -9,7 +9,7 @@ from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlu
 from accelerate.utils import DistributedType, ProjectConfiguration
 from diffusers.training_utils import EMAModel
 
-from vexpress.audio_encoders import EncoderRecord, describe_encoder
+from vexpress.audio_encoders import EncoderRecord, check_width, describe_encoder
 from vexpress.devices import process_number
 from vexpress.diffusion.latents import Autoencoder
 from vexpress.errors import InputError, first_line
@@ -178,10 +178,9 @@ def describe_audio_encoder(config: TrainConfig, networks: TrainingNetworks) -> E
     """
     with torch.random.fork_rng(devices=[]):  # loading takes random numbers
         encoder, processor = load_audio_encoder(config.audio_model_path, field="audio_model_path")
-    width, needed = encoder.config.hidden_size, networks.audio_projection.config.embedding_dim
-    if width != needed:
-        problem = f"its hidden states are {width} wide, the audio projection takes {needed}"
-        raise InputError(problem, "audio_model_path", config.audio_model_path)
+    check_width(
+        encoder.config, networks.audio_projection.config.embedding_dim, "audio_model_path", config.audio_model_path
+    )
     return describe_encoder(encoder, processor)
 
 
