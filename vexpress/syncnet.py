@@ -233,6 +233,13 @@ def smooth_track(boxes: np.ndarray) -> np.ndarray:
     return ndi.median_filter(track, (SMOOTHING_FRAMES, 1), mode="nearest")
 
 
+def crop_corners(track: np.ndarray) -> np.ndarray:
+    """Corners (f 2 2) px of what is cut out around a face, the mouth below the middle, of rows of `smooth_track`."""
+    s, x, y = track.T
+    low, high = (x - s * (1 + CROP_SCALE), y - s), (x + s * (1 + CROP_SCALE), y + s * (1 + 2 * CROP_SCALE))
+    return np.stack([np.stack(low, -1), np.stack(high, -1)], -2)
+
+
 def crop_face(frame: np.ndarray, place: np.ndarray, crop_px: int) -> np.ndarray:
     """Cuts a face out of frame (H W 3) uint8 RGB: (crop_px crop_px 3) uint8 BGR; `place` is a row of `smooth_track`."""
     s, x, y = place

@@ -84,7 +84,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--config_dir", type=Path, default=Path("training_configs/ablation"), help="of stage_1.yaml ..."
     )
-    parser.add_argument("--test_dir", type=Path, default=Path("runs/demo/heldout_64"), help="drawn clips, no leak")
+    parser.add_argument("--test_dir", type=Path, default=Path("runs/demo/heldout_pack"), help="drawn clips, no leak")
     parser.add_argument("--output_dir", type=Path, help="unset: runs/ablation, with --quick runs/ablation_quick")
     parser.add_argument("--docs_path", type=Path, help="also fill the results into this file, e.g. docs/ablation.md")
     return parser

@@ -48,6 +48,8 @@ class NeighbourReferenceDataset(TalkingFaceDataset):
         for name, axis in FRAME_AXES.items():
             if name in sample:
                 sample[name] = sample[name].narrow(axis, first, num_frames).clone()
+        if "sync_frames" in sample:  # a window that holds the neighbour has the frame beside it instead
+            sample["sync_frames"] = (sample["sync_frames"] - first).clamp(0, num_frames - 1)
         return sample
 
 

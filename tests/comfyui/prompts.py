@@ -2,6 +2,7 @@
 
 import json
 
+from tests.demo.pack import PACK_PX
 from vexpress.comfyui.folders import EMBEDDED
 from vexpress.model_folder import EMBEDDED_MODEL_DIR
 from vexpress.options import load_model_defaults
@@ -45,7 +46,7 @@ def crop(folder: str = EMBEDDED) -> dict:
     }
 
 
-def old_workflow(output_path: str, model: str = "./model_ckpts", size: int = 96) -> dict:
+def old_workflow(output_path: str, model: str = "./model_ckpts", size: int = PACK_PX) -> dict:
     """A workflow of the old pack, as its page saved it: ids, inputs and widgets' values by position."""
     nodes = [
         (1, "VEStringConstant", [], [model]),

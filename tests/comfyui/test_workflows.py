@@ -13,6 +13,7 @@ from tests.comfyui.conftest import EXAMPLES, SECONDS
 from tests.comfyui.record import RECORD, our_nodes
 from tests.comfyui.server import ROOT, error_of
 from tests.comfyui.workflow import to_prompt
+from tests.demo.pack import PACK_PX
 from vexpress.comfyui.folders import EMBEDDED
 from vexpress.media.audio import load_audio
 from vexpress.media.images import load_image
@@ -28,7 +29,7 @@ def videos(server, outputs: dict) -> list:
     return [server.shown_file(one) for one in shown if one["filename"].endswith(".mp4")]
 
 
-def check_video(path, seconds: float = SECONDS, size: int = 96) -> None:
+def check_video(path, seconds: float = SECONDS, size: int = PACK_PX) -> None:
     info = probe_video(path)
     frames = [frame for _, frame in read_frames(path)]
     assert (info.width, info.height, info.fps) == (size, size, FPS)

@@ -1,5 +1,6 @@
 """The shipped model and its held-out clips, for the tests of this folder."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from vexpress.options import SamplingOptions
 from vexpress.pipeline import VExpressPipeline
 
 PACK_DIR = Path(__file__).parents[2] / "vexpress" / "demo_pack"
+PACK_PX = json.loads((PACK_DIR / "inference_defaults.json").read_text())["image_width"]
 
 
 def load_pipeline(dtype: torch.dtype = torch.float32) -> VExpressPipeline:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from scripts.demo.clip_figures import follow
 from scripts.demo.heldout_clips import load_heldout_clips, regenerate
-from tests.demo.pack import PACK_DIR, load_pipeline, options, pipeline  # noqa: F401
+from tests.demo.pack import PACK_DIR, PACK_PX, load_pipeline, options, pipeline  # noqa: F401
 from vexpress.cli import generate as inference
 from vexpress.cli.program import run_program
 from vexpress.media.keypoints import load_kps
@@ -50,7 +50,7 @@ def test_default_run(tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "the embedded model runs" in captured.err and "output/demo.png" in captured.out
     info = probe_video(tmp_path / "output" / "demo.mp4")
-    assert (info.width, info.height, float(info.fps)) == (96, 96, 30)
+    assert (info.width, info.height, float(info.fps)) == (PACK_PX, PACK_PX, 30)
     assert 4 <= len(list(read_frames(tmp_path / "output" / "demo.mp4"))) / 30 <= 7
     with Image.open(tmp_path / "output" / "demo.png") as sheet:
         assert sheet.width > 1000
@@ -84,7 +84,7 @@ def test_every_strategy_with_the_driving_clip(tmp_path, monkeypatch, strategy):
     flags += ["--kps_path", str(PACK_DIR / "examples" / "driving_kps.npz"), "--retarget_strategy", strategy]
     assert run(*flags, "--output_path", str(output), "--num_inference_steps", "4") == 0
     frames = np.stack([frame for _, frame in read_frames(output)])
-    assert frames.shape == (15, 96, 96, 3) and frames.std() > 20
+    assert frames.shape == (15, PACK_PX, PACK_PX, 3) and frames.std() > 20
 
 
 def test_keypoints_of_the_driving_clip_come_from_the_packs_networks(tmp_path):
@@ -95,7 +95,7 @@ def test_keypoints_of_the_driving_clip_come_from_the_packs_networks(tmp_path):
         "--kps_sequence_save_path",
         tmp_path / "kps.npz",
     ]
-    arguments += ["--insightface_model_path", PACK_DIR / "insightface_models", "--width", 96, "--height", 96]
+    arguments += ["--insightface_model_path", PACK_DIR / "insightface_models", "--width", PACK_PX, "--height", PACK_PX]
     result = subprocess.run([sys.executable, program, *map(str, arguments)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     found, shipped = load_kps(tmp_path / "kps.npz").kps, load_kps(PACK_DIR / "examples" / "driving_kps.npz").kps
@@ -109,7 +109,7 @@ def test_prepare_dataset_with_the_packs_networks(tmp_path):
     (raw / "driving.mp4").write_bytes((PACK_DIR / "examples" / "driving.mp4").read_bytes())
     program = ROOT / "scripts" / "prepare_dataset" / "prepare_dataset.py"
     arguments = ["--input_dir", raw, "--output_dir", tmp_path / "data", "--model_dir", PACK_DIR]
-    arguments += ["--min_resolution", 96, "--min_face_px", 30, "--size", 96]
+    arguments += ["--min_resolution", 96, "--min_face_px", 30, "--size", PACK_PX]
     result = subprocess.run([sys.executable, program, *map(str, arguments)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert len(json.loads((tmp_path / "data" / "metadata.json").read_text())) == 1, result.stdout + result.stderr

@@ -409,3 +409,17 @@ def test_three_stages_on_a_real_clip_then_inference(tmp_path):
 def test_input_error_is_what_the_trainer_raises(config_path):
     with pytest.raises(InputError):
         run(config_path, "data.meta_paths=[]")
+
+
+def test_sync_loss_changes_the_update_and_is_logged(config_path, tmp_path):
+    syncnet = ROOT / "vexpress" / "demo_pack" / "evaluation" / "syncnet.safetensors"
+    longer = ("data.num_frames=6", "solver.max_train_steps=1", "sync_max_timestep=999")
+    run(config_path, *longer, f"output_dir={tmp_path / 'without'}")
+    run(config_path, *longer, f"output_dir={tmp_path / 'with'}", "sync_loss_weight=1", f"syncnet_path={syncnet}")
+    without, with_it = (
+        json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0]) for name in ("without", "with")
+    )
+    assert "sync_loss" not in without
+    assert 0 < with_it["sync_loss"] < 2
+    assert with_it["loss"] == pytest.approx(without["loss"] + with_it["sync_loss"], rel=1e-4)
+    assert largest_difference(exported(tmp_path / "without"), exported(tmp_path / "with")) > 0

@@ -48,6 +48,28 @@ def model_folder(name: str, roots: Sequence[str | os.PathLike]) -> Path:
     return models[name]
 
 
+def find_adapters(roots: Iterable[str | os.PathLike]) -> dict[str, Path]:
+    """Lists .safetensors files in and below the roots: name relative to its root -> file."""
+    found: dict[str, Path] = {}
+    for root in map(Path, roots):
+        for path in sorted(root.rglob("*.safetensors")) if root.is_dir() else []:
+            found.setdefault(path.relative_to(root).as_posix(), path)
+    return found
+
+
+def adapter_file(name: str, roots: Sequence[str | os.PathLike]) -> Path:
+    """The file that `find_adapters` lists under a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    adapters = find_adapters(roots)
+    if name not in adapters:
+        where = " or ".join(map(str, roots))
+        raise InputError(f"is no file in {where}; put what `vexpress person` has made there", "lora", repr(name))
+    return adapters[name]
+
+
 def old_model_folder(typed: str, pack_dir: Path, roots: Sequence[str | os.PathLike]) -> Path:
     """The folder that the old pack's `vexpress_model_path` means.
 

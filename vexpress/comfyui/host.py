@@ -42,6 +42,11 @@ def model_roots() -> Sequence[str]:
     return folder_paths.get_folder_paths(MODELS)
 
 
+def adapter_roots() -> Sequence[str]:
+    """Folders that hold adapters, such as models/loras."""
+    return folder_paths.get_folder_paths("loras")
+
+
 class _Holder(nn.Module):
     """ModelPatcher writes `device` to what it moves, which diffusers' networks do not allow."""
 
@@ -62,21 +67,36 @@ class LoadedModel:
         folder: in the released layout.
         dtype: key of `DTYPES`, or None for what ComfyUI chooses for this device.
         test_stage: see `vexpress.options`, likewise `face_models`.
+        adapters: `PATH:WEIGHT` each.
+        check_base: see `VExpressPipeline.use_adapters`.
 
     Raises:
         InputError: a part is missing or does not fit.
     """
 
     def __init__(
-        self, folder: Path, dtype: str | None = None, test_stage: str = "stage_3", face_models: str | None = None
+        self,
+        folder: Path,
+        dtype: str | None = None,
+        test_stage: str = "stage_3",
+        face_models: str | None = None,
+        adapters: tuple[str, ...] = (),
+        check_base: bool = True,
     ):
         self.paths, self.folder, self.face_models = ModelPaths.from_model_dir(folder), folder, face_models
+        self.dtype, self.test_stage, self.adapters, self.check_base = dtype, test_stage, adapters, check_base
         device = management.get_torch_device()
         torch_dtype = DTYPES[dtype] if dtype else management.unet_dtype(device, supported_dtypes=[*DTYPES.values()])
         self.pipeline = NodePipeline.from_released(self.paths, torch_dtype, "cpu", test_stage)
+        self.pipeline.use_adapters(adapters, check_base)
         networks = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
         offload_device = management.unet_offload_device()
         self._patchers = [ModelPatcher(_held(network), device, offload_device) for network in networks]
+
+    def with_adapter(self, path: Path, weight: float, check_base: bool) -> "LoadedModel":
+        """The same model with one more adapter, from its files again: this one may be in use as it is."""
+        loading = self.folder, self.dtype, self.test_stage, self.face_models
+        return LoadedModel(*loading, (*self.adapters, f"{path}:{weight}"), self.check_base and check_base)
 
     def load(self, num_bytes: int = 0) -> None:
         """Brings all networks to the device, with room for `num_bytes` beside them."""
@@ -144,4 +164,4 @@ def file_metadata(hidden: Any, model: LoadedModel, options: SamplingOptions) -> 
         return {}
     values = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
     workflow = {name: json.dumps(value) for name, value in values.items() if value is not None}
-    return video_metadata(model.folder, options) | workflow
+    return video_metadata(model.folder, options, adapters=model.adapters) | workflow

@@ -92,6 +92,53 @@ class LoadModel(io.ComfyNode):
             return io.NodeOutput(host.LoadedModel(folder, options.dtype, options.test_stage, motion.face_models))
 
 
+class LoadLora(io.ComfyNode):
+    """VEXPRESS_MODEL and an adapter -> VEXPRESS_MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="VExpress_LoadLora",
+            display_name="V-Express Load LoRA",
+            category=CATEGORY,
+            description="Gives a model an adapter, such as one of a person that `vexpress person` has trained. Several "
+            "in a row add up.",
+            inputs=[
+                Model.Input("model"),
+                io.Combo.Input(
+                    "lora",
+                    options=list(folders.find_adapters(host.adapter_roots())),
+                    tooltip="File below models/loras; those of image models do not fit",
+                ),
+                io.Float.Input("weight", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="How much it counts"),
+                io.Boolean.Input(
+                    "lora_any_base",
+                    default=False,
+                    tooltip="Use it although it was trained on another base model, such as a distilled one's teacher",
+                ),
+            ],
+            outputs=[Model.Output("model", display_name="model")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora: str | None = None) -> bool | str:
+        try:
+            folders.adapter_file(lora or "", host.adapter_roots())
+        except InputError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, lora: str, **_: Any) -> str:
+        return folders.fingerprint(folders.adapter_file(lora, host.adapter_roots()))
+
+    @classmethod
+    def execute(cls, model: host.LoadedModel, lora: str, weight: float, lora_any_base: bool) -> io.NodeOutput:
+        with node_words():
+            path = folders.adapter_file(lora, host.adapter_roots())
+            return io.NodeOutput(model.with_adapter(path, weight, check_base=not lora_any_base))
+
+
 class CropPortrait(io.ComfyNode):
     """IMAGE -> IMAGE of head and shoulders."""
 
@@ -302,4 +349,4 @@ def used_kps(clip: Clip) -> KpsSequence:
     return KpsSequence(clip.inputs.video_kps, float(clip.inputs.fps), height, width)
 
 
-NODES = [LoadModel, Sample, SampleToVideo, CropPortrait, ContactSheet, Example]
+NODES = [LoadModel, LoadLora, Sample, SampleToVideo, CropPortrait, ContactSheet, Example]

@@ -6,8 +6,6 @@ a position in the training data is a single number.
 """
 
 import contextlib
-import gc
-import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from vexpress.audio_encoders import EncoderRecord
 from vexpress.audio_features import audio_windows
@@ -35,6 +33,7 @@ from vexpress.data.indexed import IndexedClips
 from vexpress.data.latent_cache import latent_cache_path, load_latents, read_latents_shape
 from vexpress.data.metadata_files import is_parquet
 from vexpress.data.order import BalancedOrder, ShuffledOrder, num_frames_spanned, random_frame_ids
+from vexpress.data.sync_windows import sync_window
 from vexpress.data.transforms import (
     central_geometry,
     eye_corners,
@@ -62,11 +61,12 @@ SAMPLE_STREAM = 1  # of random numbers; those in `vexpress.data.order` are other
 
 @dataclass(frozen=True)
 class _Clip:
-    """What stays in memory of a clip: some 40 bytes per frame.
+    """What stays in memory of a clip: some 100 bytes per frame.
 
     Attributes:
         record: the clip's row of the metadata.
         frame_size: width and height in px.
+        fps: frames per second.
         num_video_frames: as many as the audio spans.
         num_frames: as many as have face info, too; samples are taken from these.
         audio_dim: width of a hidden state.
@@ -74,12 +74,14 @@ class _Clip:
         kps: (num_frames 3 2) float32 px.
         lip_corners: (num_frames 2 2) float32 px.
         eye_corners: (num_frames 2 2 2) float32 px.
+        boxes: (num_frames 4) float32 px, the face's.
         attributes: (num_frames 6) float32, NaN where not known.
         latents_path: file of cached latents, or None.
     """
 
     record: ClipRecord
     frame_size: tuple[int, int]
+    fps: float
     num_video_frames: int
     num_frames: int
     audio_dim: int
@@ -87,6 +89,7 @@ class _Clip:
     kps: np.ndarray
     lip_corners: np.ndarray
     eye_corners: np.ndarray
+    boxes: np.ndarray
     attributes: np.ndarray
     latents_path: Path | None
 
@@ -126,6 +129,7 @@ class TalkingFaceDataset(Dataset):
         audio_dim: width that the audio's hidden states must have; None: all alike.
         audio_encoder: who must have made them; None: one for all.
         only_reference: samples have the reference's pixels or latents alone, which saves reading the frames.
+        for_syncnet: samples have what `vexpress.data.sync_windows.sync_window` gives, too.
 
     Attributes:
         rejected: name of the video and reason, of each clip left out.
@@ -143,11 +147,12 @@ class TalkingFaceDataset(Dataset):
         audio_dim: int | None = None,
         audio_encoder: EncoderRecord | None = None,
         only_reference: bool = False,
+        for_syncnet: bool = False,
     ):
         _check_config(config, latent_downsampling)
         self.config = config
         self.seed = seed
-        self.only_reference = only_reference
+        self.only_reference, self.for_syncnet = only_reference, for_syncnet
         self.latent_downsampling = latent_downsampling
         self._audio_dim, self._audio_encoder = audio_dim, audio_encoder
         self.rejected: list[tuple[str, str]] = []
@@ -269,6 +274,8 @@ class TalkingFaceDataset(Dataset):
         windows = audio_windows(hidden_states, clip.num_video_frames, config.num_padding_audio_frames)
         if self.only_reference:
             sample = {name: value for name, value in sample.items() if name.startswith("reference")}
+        if self.for_syncnet:  # last, so that all else is the same without it
+            sample |= sync_window(rng, clip.record, frame_ids, clip.fps, clip.boxes[frame_ids], geometry)
         return sample | {
             "kps_images": rearrange(kps_images, "f h w c -> c f h w").contiguous().float().div_(255),
             "audio_windows": windows[frame_ids],
@@ -278,38 +285,6 @@ class TalkingFaceDataset(Dataset):
             "number": number,
             "frame_ids": torch.from_numpy(frame_ids),
         }
-
-
-def start_workers(loader: DataLoader) -> Iterator[dict]:
-    """Starts a loader's worker processes, and gives its batches.
-
-    A forked worker that frees a decoder of its parent waits without end for the decoder's threads, which it has not
-    inherited. So what is garbage is freed before, and the workers' collector leaves alone what they inherit.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        return iter(loader)
-    finally:
-        gc.unfreeze()
-
-
-class SampleStream(Sampler[int]):
-    """The numbers of the samples that one process trains on, without end.
-
-    Processes take turns: two with batches of one see, step by step, what one with batches of two sees.
-
-    Args:
-        start: number of samples that all processes together have consumed before.
-        rank: of this process, 0 to num_processes - 1.
-        num_processes: that train together.
-    """
-
-    def __init__(self, start: int = 0, rank: int = 0, num_processes: int = 1):
-        self.start, self.rank, self.num_processes = start, rank, num_processes
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start + self.rank, self.num_processes)
 
 
 def _num_frames_needed(config: DataConfig) -> int:
@@ -379,6 +354,7 @@ def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int
     return _Clip(
         record=record,
         frame_size=(info.width, info.height),
+        fps=record.fps or float(info.fps),
         num_video_frames=num_video_frames,
         num_frames=num_frames,
         audio_dim=hidden_states.shape[1],
@@ -386,6 +362,7 @@ def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int
         kps=face_info.kps[:num_frames, :3].copy(),
         lip_corners=lip_corners(face_info.landmark_2d_106[:num_frames]),
         eye_corners=eye_corners(face_info.landmark_2d_106[:num_frames]),
+        boxes=face_info.bbox[:num_frames].copy(),
         attributes=clip_attributes(record.attributes, face_info.landmark_2d_106[:num_frames]),
         latents_path=latents_path,
     )

@@ -7,7 +7,8 @@ import torch
 from einops import rearrange
 from torch.utils.data import DataLoader
 
-from vexpress.data.dataset import SampleStream, TalkingFaceDataset, start_workers
+from vexpress.data.dataset import TalkingFaceDataset
+from vexpress.data.loading import SampleStream, start_workers
 from vexpress.diffusion.latents import Autoencoder, compute_latents, scale_latents
 from vexpress.errors import InputError, first_line
 from vexpress.training.objectives import Batch
@@ -51,7 +52,8 @@ def prepare_batch(samples: dict, vae: Autoencoder, dtype: torch.dtype) -> Batch:
         conditions["attributes"] = samples["attributes"].to(device)
     noise = samples["noise"].to(device) if "noise" in samples else None
     lip_masks, eye_masks = (samples[name].to(device) for name in ("lip_masks", "eye_masks"))
-    return Batch(latents, conditions, lip_masks, noise, eye_masks)
+    sync_windows = {name: value.to(device) for name, value in samples.items() if name.startswith("sync_")}
+    return Batch(latents, conditions, lip_masks, noise, eye_masks, sync_windows)
 
 
 def stream_batches(dataset: TalkingFaceDataset, samples: SampleStream, pin_memory: bool) -> Generator[dict, None, None]:

@@ -282,6 +282,19 @@ class TrainConfig:
         low=0,
         high=1e6,
     )
+    sync_loss_weight: float = option(
+        0.0,
+        "weight, in stages 3 and 4, of how badly lips of predicted frames fit the speech, as SyncNet sees it; 0 as "
+        "released",
+        low=0,
+        high=1e6,
+    )
+    sync_max_timestep: int = option(
+        500, "samples with more noise have no lips to judge, and do not count there", low=0, high=999
+    )
+    syncnet_path: str | None = option(
+        None, "file of that SyncNet, such as MODEL_DIR/evaluation/syncnet_v2.model", type=str
+    )
     enable_zero_snr: bool = option(True, "rescale the noise schedule to zero terminal SNR, as sampling does")
     checkpointing_steps: int = option(1000, "updates between two checkpoints", low=1, high=MAX_STEPS)
     keep_checkpoints: int = option(2, "newest checkpoints that are kept", low=1, high=10**6)
@@ -302,6 +315,13 @@ class TrainConfig:
         if self.lora.is_on and self.init.source != "stage":
             problem = "an adapter belongs to a finished model: lora.targets needs init.source=stage and init.path"
             raise InputError(problem, "init.source", self.init.source)
+        if self.sync_loss_weight:
+            if self.train_stage not in ("stage_3", "stage_4"):
+                problem = "speech drives lips from stage 3 on: must be stage_3 or stage_4, or sync_loss_weight 0"
+                raise InputError(problem, "train_stage", self.train_stage)
+            if self.syncnet_path is None:
+                problem = "needs a SyncNet: set syncnet_path, such as model_ckpts/evaluation/syncnet_v2.model"
+                raise InputError(problem, "sync_loss_weight", self.sync_loss_weight)
         if self.train_stage == TRAINED_STAGES[-1]:
             self._check_distillation()
 

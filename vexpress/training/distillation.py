@@ -21,6 +21,7 @@ from vexpress.training.config import TrainConfig
 from vexpress.training.objectives import Batch, Predict, StepLoss
 from vexpress.training.randomness import RandomParts, random_parts
 from vexpress.training.stages import TrainingNetworks
+from vexpress.training.sync_loss import SyncLoss
 from vexpress.training.teacher import Teacher, attention_weights, teacher_options
 
 HISTORY_STREAM = 4  # of random numbers
@@ -43,10 +44,11 @@ class Distillation:
     Args:
         config: of the stage.
         device: of the networks.
+        sync_loss: of predicted frames, where `sync_loss_weight` is not 0.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device | str = "cpu"):
-        self.config, self.device = config, device
+    def __init__(self, config: TrainConfig, device: torch.device | str = "cpu", sync_loss: SyncLoss | None = None):
+        self.config, self.device, self.sync_loss = config, device, sync_loss
         self.attention_weights = attention_weights(config)
         self._noise_config = replace(config, shared_noise=teacher_options(config).shared_noise)
         self._num_timesteps = build_scheduler().config.num_train_timesteps
@@ -72,10 +74,14 @@ class Distillation:
         weights = data.lip_loss_weight, self.config.motion_loss_weight, batch.eye_masks, data.eye_loss_weight
         return weighted_loss(prediction, target, prediction.new_ones(len(prediction)), batch.lip_masks, *weights)
 
-    def step_loss(self, loss: Tensor, prediction: Tensor, target: Tensor, batch: Batch) -> StepLoss:
-        """The loss, with the plain error of mouths for the log."""
+    def step_loss(self, loss: Tensor, prediction: Tensor, target: Tensor, timesteps: Tensor, batch: Batch) -> StepLoss:
+        """The loss with that of sync, of predictions at timesteps (b,), and the plain error of mouths for the log."""
+        sync_error = loss.new_zeros(())
+        if self.sync_loss is not None:
+            sync_error = self.sync_loss(prediction, timesteps, batch.sync_windows)
+            loss = loss + self.config.sync_loss_weight * sync_error
         mouth_error = ((prediction.detach() - target).square() * batch.lip_masks).sum()
-        return StepLoss(loss, mouth_error, batch.lip_masks.sum() * target.shape[1])
+        return StepLoss(loss, mouth_error, batch.lip_masks.sum() * target.shape[1], sync_error)
 
 
 class Regression(Distillation):
@@ -107,7 +113,8 @@ class Regression(Distillation):
             if step + 1 < len(scheduler.timesteps):
                 history = scheduler.add_noise(batch.latents, batch.noise, scheduler.timesteps[step + 1])
                 latents = self.hold(after.prev_sample.detach(), history, parts)
-        return self.step_loss(torch.stack(losses).mean(), after.pred_original_sample, batch.latents, batch)
+        made, timesteps = after.pred_original_sample, timestep.expand(len(latents))
+        return self.step_loss(torch.stack(losses).mean(), made, batch.latents, timesteps, batch)
 
 
 class Consistency(Distillation):
@@ -120,6 +127,7 @@ class Consistency(Distillation):
         networks: the student's.
         ema: its moving average, of the parameters that are trained.
         autocast: context for the moving average's prediction.
+        sync_loss: as of `Distillation`.
 
     Source: latent consistency models, arXiv 2310.04378, without the embedding of the guidance scale, which is fixed.
     """
@@ -132,8 +140,9 @@ class Consistency(Distillation):
         networks: TrainingNetworks,
         ema: EMAModel,
         autocast: Callable,
+        sync_loss: SyncLoss | None = None,
     ):
-        super().__init__(config, device)
+        super().__init__(config, device, sync_loss)
         self.teacher, self.ema, self.autocast = teacher, ema, autocast
         self.scheduler = build_scheduler("ddim", config.enable_zero_snr)
         self.scheduler.set_timesteps(teacher.options.num_inference_steps, device=device)
@@ -168,7 +177,7 @@ class Consistency(Distillation):
                 velocity = self.average(after.to(batch.conditions["reference_latents"].dtype), later, **conditions)
             target = self.clean(velocity.float(), after, later)
             target = torch.where(is_last.reshape(-1, 1, 1, 1, 1), stepped, target)
-        return self.step_loss(self.weighted(prediction, target, batch), prediction, target, batch)
+        return self.step_loss(self.weighted(prediction, target, batch), prediction, target, now, batch)
 
     def clean(self, velocity: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """The clean latents that a velocity says, (b c f h w)."""

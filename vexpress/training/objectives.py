@@ -5,7 +5,7 @@ the conditions of the batch.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from vexpress.diffusion.losses import min_snr_weights, weighted_loss
 from vexpress.diffusion.schedule import build_scheduler
 from vexpress.training.config import TrainConfig
 from vexpress.training.randomness import RandomParts, random_parts
+from vexpress.training.sync_loss import SyncLoss
 
 Predict = Callable[..., Tensor]
 """The network in training: (noisy latents (b c f h w), timesteps (b,), conditions by name) -> (b c f h w) float32.
@@ -32,6 +33,7 @@ class Batch:
         lip_masks: (b 1 f h w), 1 on the mouth, 0 elsewhere.
         noise: (b c f h w) float32; None for true latents.
         eye_masks: (b 1 f h w), likewise on eyes and brows.
+        sync_windows: of `vexpress.data.sync_windows.sync_window`, where there is a loss on them.
     """
 
     latents: Tensor
@@ -39,6 +41,7 @@ class Batch:
     lip_masks: Tensor
     noise: Tensor | None = None
     eye_masks: Tensor | None = None
+    sync_windows: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class StepLoss(NamedTuple):
@@ -48,11 +51,13 @@ class StepLoss(NamedTuple):
         loss: scalar, with gradients.
         mouth_error: sum of squared errors on mouths, without weights.
         mouth_size: number of elements in that sum.
+        sync_error: mean of `SyncLoss`, without weight; 0 without it.
     """
 
     loss: Tensor
     mouth_error: Tensor
     mouth_size: Tensor
+    sync_error: Tensor
 
 
 class Objective(Protocol):
@@ -83,12 +88,13 @@ class Denoising:
     Args:
         config: noise schedule, rates and weights.
         device: of the networks.
+        sync_loss: of predicted frames, where `sync_loss_weight` is not 0.
 
     Source: paper section 3.3; v-prediction, arXiv 2202.00512.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device | str = "cpu"):
-        self.config = config
+    def __init__(self, config: TrainConfig, device: torch.device | str = "cpu", sync_loss: SyncLoss | None = None):
+        self.config, self.sync_loss = config, sync_loss
         self.scheduler = build_scheduler("ddim", config.enable_zero_snr)
         self.alphas_cumprod = self.scheduler.alphas_cumprod.to(device)
 
@@ -108,6 +114,11 @@ class Denoising:
         data = self.config.data
         loss_weights = data.lip_loss_weight, self.config.motion_loss_weight, batch.eye_masks, data.eye_loss_weight
         loss = weighted_loss(prediction, target, weights, batch.lip_masks, *loss_weights)
+        sync_error = loss.new_zeros(())
+        if self.sync_loss is not None:
+            clean = self.scheduler.get_velocity(prediction, noisy, parts.timesteps)  # which is the inverse, too
+            sync_error = self.sync_loss(clean, parts.timesteps, batch.sync_windows)
+            loss = loss + self.config.sync_loss_weight * sync_error
         # What is logged has no weights, so that runs with other weights can be compared.
         mouth_error = ((prediction.detach() - target).square() * batch.lip_masks).sum()
-        return StepLoss(loss, mouth_error, batch.lip_masks.sum() * target.shape[1])
+        return StepLoss(loss, mouth_error, batch.lip_masks.sum() * target.shape[1], sync_error)

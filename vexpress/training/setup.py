@@ -14,6 +14,7 @@ from vexpress.devices import process_number
 from vexpress.diffusion.latents import Autoencoder
 from vexpress.errors import InputError, first_line
 from vexpress.model_folder import SUFFIXES, read_config
+from vexpress.syncnet import load_syncnet
 from vexpress.training.config import TrainConfig
 from vexpress.training.config_file import format_config
 from vexpress.training.distillation import Consistency, Regression
@@ -21,6 +22,7 @@ from vexpress.training.initialize import build_training_networks
 from vexpress.training.muon import Muon
 from vexpress.training.objectives import Denoising, Objective
 from vexpress.training.stages import STAGES, TrainingNetworks, compute_memory_bytes, count_parameters, set_trainable
+from vexpress.training.sync_loss import SyncLoss
 from vexpress.training.teacher import Teacher, teacher_options
 from vexpress.weights import load_audio_encoder, load_vae
 
@@ -135,6 +137,7 @@ def build_objective(
     accelerator: Accelerator,
     networks: TrainingNetworks,
     ema: EMAModel | None,
+    vae: Autoencoder,
     dtype: torch.dtype,
 ) -> Objective:
     """Builds the objective of a stage.
@@ -144,17 +147,22 @@ def build_objective(
         accelerator: whose device and number types it works with.
         networks: that are trained.
         ema: their moving average, which some objectives need.
+        vae: decodes what a loss on frames looks at.
         dtype: of a teacher.
 
     Raises:
-        InputError: the teacher's files are missing or do not fit, or its sampling cannot be.
+        InputError: files of the teacher or of SyncNet are missing or do not fit, or the teacher's sampling cannot be.
     """
-    device = accelerator.device
+    device, sync_loss = accelerator.device, None
+    if config.sync_loss_weight:
+        syncnet = load_syncnet(config.syncnet_path, device)[0].requires_grad_(False)
+        sync_loss = SyncLoss(syncnet, vae, config.sync_max_timestep)
     if not STAGES[config.train_stage].distils:
-        return Denoising(config, device)
+        return Denoising(config, device, sync_loss)
     if config.distill.objective == "regression":
-        return Regression(config, device)
-    return Consistency(config, device, Teacher.load(config, dtype, device), networks, ema, accelerator.autocast)
+        return Regression(config, device, sync_loss)
+    teacher = Teacher.load(config, dtype, device)
+    return Consistency(config, device, teacher, networks, ema, accelerator.autocast, sync_loss)
 
 
 def weight_files(config: TrainConfig) -> list[Path]:

@@ -14,8 +14,9 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from vexpress.data.dataset import SampleStream, TalkingFaceDataset
+from vexpress.data.dataset import TalkingFaceDataset
 from vexpress.data.formats import ClipRecord
+from vexpress.data.loading import SampleStream
 from vexpress.devices import DTYPES, process_number
 from vexpress.diffusion.latents import Autoencoder, vae_downsampling
 from vexpress.errors import InputError
@@ -69,7 +70,7 @@ class Trainer:
             self._build_networks()
             self._build_data()
             self._build_optimizer()
-            self.objective = build_objective(config, self.accelerator, self.networks, self.ema, self.dtype)
+            self.objective = build_objective(config, self.accelerator, self.networks, self.ema, self.vae, self.dtype)
             made = self.accelerator, self.model, self.networks, self.lr_scheduler, self.ema, self.base_model
             self.state = RunState(config, *made)
             self.step, self.num_samples = self.state.resume()
@@ -108,6 +109,7 @@ class Trainer:
             audio_dim=self.networks.audio_projection.config.embedding_dim,
             audio_encoder=self.audio_encoder,
             only_reference=is_taught,
+            for_syncnet=bool(self.config.sync_loss_weight),
         )
         return add_trajectories(dataset, self.config, self.dtype) if is_taught else dataset
 
@@ -190,7 +192,7 @@ class Trainer:
     def _update(self, batches: Iterator[dict]) -> dict[str, float]:
         """Turns micro-batches into one update of the weights; returns means over all its samples."""
         num_batches = self.config.solver.gradient_accumulation_steps
-        totals = torch.zeros(3)  # loss, and squared error and size of mouths
+        totals = torch.zeros(4)  # loss, squared error and size of mouths, and error of sync
         data_seconds, lr = 0.0, self.lr_scheduler.get_last_lr()[0]
         for _ in range(num_batches):
             # 1. data
@@ -200,9 +202,10 @@ class Trainer:
             with self.accelerator.accumulate(self.model):
                 # 2. loss, of this process and for the log of all
                 step_loss = self.compute_loss(batch)
-                gathered = self.accelerator.gather(torch.stack(step_loss).detach()[None]).cpu()  # (processes 3)
+                gathered = self.accelerator.gather(torch.stack(step_loss).detach()[None]).cpu()  # (processes 4)
                 self._check_finite(gathered[:, 0], "loss", batch)
-                totals += torch.stack([gathered[:, 0].mean() / num_batches, *gathered[:, 1:].sum(dim=0)])
+                means, sums = gathered[:, [0, 3]].mean(dim=0) / num_batches, gathered[:, 1:3].sum(dim=0)
+                totals += torch.stack([means[0], *sums, means[1]])
 
                 # 3. gradient; accelerate divides the loss by the number of micro-batches
                 self.accelerator.backward(step_loss.loss)
@@ -220,6 +223,8 @@ class Trainer:
                 self.optimizer.zero_grad(set_to_none=True)
         mouth_loss = totals[1] / totals[2].clamp(min=1)  # no mouth in any frame: 0
         measured = {"loss": totals[0].item(), "mouth_loss": mouth_loss.item(), "grad_norm": float(norm), "lr": lr}
+        if self.config.sync_loss_weight:
+            measured["sync_loss"] = totals[3].item()
         return {**measured, "data_seconds": data_seconds}
 
     def compute_loss(self, batch: dict, drop: bool = True) -> StepLoss:
@@ -282,7 +287,7 @@ class Trainer:
         training = {module: module.training for module in self.model.modules()}
         self.model.eval()
         num_samples = self.config.validation.num_samples
-        totals = torch.zeros(3)
+        totals = torch.zeros(4)
         for number in range(num_samples):
             batch = torch.utils.data.default_collate([self.validation_set[number]])
             totals += torch.stack(self.compute_loss(batch, drop=False)).cpu()

@@ -44,6 +44,18 @@ def test_no_other_folder_is_a_model(roots, name):
     assert "-m vexpress download" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_adapters_are_found_in_and_below_the_roots_and_nowhere_else(tmp_path):
+    for name in ("loras/a.safetensors", "loras/people/b.safetensors", "loras/notes.txt", "secret.safetensors"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    roots = [tmp_path / "loras", tmp_path / "missing"]
+    assert list(folders.find_adapters(roots)) == ["a.safetensors", "people/b.safetensors"]
+    assert folders.adapter_file("people/b.safetensors", roots) == tmp_path / "loras" / "people" / "b.safetensors"
+    for name in ("../secret.safetensors", "notes.txt", "", "c.safetensors"):
+        with pytest.raises(InputError, match="vexpress person"):
+            folders.adapter_file(name, roots)
+
+
 @pytest.mark.parametrize("typed", ["./model_ckpts", "model_ckpts", ".\\model_ckpts", "model_ckpts/"])
 def test_paths_of_the_old_pack_lead_below_the_pack_or_the_roots(roots, tmp_path, typed):
     (roots[1] / "model_ckpts" / "v-express").mkdir(parents=True)

@@ -21,7 +21,7 @@ from vexpress.audio_features import audio_windows
 from vexpress.cli import cache_latents as cache_latents_program
 from vexpress.cli.program import EXIT_BAD_INPUT, run_program
 from vexpress.data.config import DataConfig
-from vexpress.data.dataset import SampleStream, TalkingFaceDataset, start_workers
+from vexpress.data.dataset import TalkingFaceDataset
 from vexpress.data.formats import (
     ClipRecord,
     load_audio_embeds,
@@ -31,6 +31,7 @@ from vexpress.data.formats import (
     save_metadata,
 )
 from vexpress.data.latent_cache import LATENT_CACHE_KEYS, latent_cache_path
+from vexpress.data.loading import SampleStream, start_workers
 from vexpress.data.order import random_frame_ids
 from vexpress.data.transforms import lip_mask_box
 from vexpress.diffusion.latents import scale_latents

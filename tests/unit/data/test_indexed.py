@@ -13,9 +13,10 @@ from tests.unit.data.test_dataset import assert_same, make_config
 from vexpress.audio_encoders import EncoderRecord
 from vexpress.cli import index as index_program
 from vexpress.cli.program import EXIT_BAD_INPUT, run_program
-from vexpress.data.dataset import SampleStream, TalkingFaceDataset
+from vexpress.data.dataset import TalkingFaceDataset
 from vexpress.data.formats import save_metadata
 from vexpress.data.indexed import IndexedClips
+from vexpress.data.loading import SampleStream
 from vexpress.data.metadata_files import read_parquet, writing_parquet
 from vexpress.errors import InputError
 

@@ -11,9 +11,10 @@ import pytest
 from tests.clips import write_clip
 from tests.unit.data.test_dataset import make_config
 from vexpress.audio_encoders import EncoderRecord
-from vexpress.data.dataset import SampleStream, TalkingFaceDataset
+from vexpress.data.dataset import TalkingFaceDataset
 from vexpress.data.formats import load_audio_states, load_metadata, save_audio_embeds, save_metadata
 from vexpress.data.index import write_index
+from vexpress.data.loading import SampleStream
 from vexpress.data.order import BalancedOrder, ShuffledOrder
 from vexpress.errors import InputError
 

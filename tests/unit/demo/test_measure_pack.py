@@ -9,6 +9,7 @@ from scripts.demo import measure_pack
 from scripts.demo.clip_figures import abs_r_unless_still, best_lag, correlation_or_zero, flicker, joint_ratio
 from scripts.demo.drawn_faces import probe_errors
 from scripts.demo.heldout_clips import load_heldout_clips, silenced
+from tests.demo.pack import PACK_PX
 from vexpress.cli.program import run_program
 from vexpress.errors import InputError
 
@@ -50,7 +51,9 @@ def test_joints_are_where_windows_meet():
 
 def test_heldout_clips_have_a_later_portrait_and_as_much_sound_as_frames():
     clip = load_heldout_clips(PACK_DIR / "heldout", 12)[0]
-    assert clip.frames.shape == (12, 96, 96, 3) and clip.kps.shape == (12, 3, 2) and clip.mouth.shape == (12, 2)
+    assert (
+        clip.frames.shape == (12, PACK_PX, PACK_PX, 3) and clip.kps.shape == (12, 3, 2) and clip.mouth.shape == (12, 2)
+    )
     assert len(clip.inputs.waveform(16000)) == 12 / 30 * 16000
     assert all(np.abs(frame.astype(int) - np.asarray(clip.inputs.portrait)).max() > 20 for frame in clip.frames)
     assert not silenced(clip).inputs.waveform(16000).any()

@@ -28,9 +28,10 @@ def test_loss_is_the_recorded_one_and_the_network_sees_the_recorded_target(numbe
         return inputs["prediction"]
 
     conditions = {"audio_windows": inputs["audio_windows"]}
-    loss, mouth_error, mouth_size = Denoising(config).loss(
+    loss, mouth_error, mouth_size, sync_error = Denoising(config).loss(
         predict, Batch(inputs["latents"], conditions, inputs["lip_masks"]), parts
     )
+    assert sync_error == 0
     assert float(loss) == pytest.approx(float(case["loss"]), rel=1e-5)
     noisy = build_scheduler("ddim").add_noise(inputs["latents"], inputs["noise"], inputs["timesteps"])
     assert torch.equal(seen["noisy"], noisy)
