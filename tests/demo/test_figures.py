@@ -50,6 +50,7 @@ def test_aperture_and_width_follow_the_speech(followed):
     assert width > 0.75
 
 
+@pytest.mark.long
 def test_windows_of_12_and_24_frames_give_the_same_figures(followed, pipeline, clips, options):  # noqa: F811
     figures = [followed[0].mean(axis=0)]
     for context_frames in (12, 24):
