@@ -4,20 +4,25 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.comfyui import prompts
 from tests.comfyui.conftest import EXAMPLES, SECONDS
 from tests.comfyui.record import RECORD, our_nodes
 from tests.comfyui.server import ROOT, error_of
 from tests.comfyui.workflow import to_prompt
-from tests.demo.pack import PACK_PX
+from tests.demo.pack import PACK_PX, load_pipeline
 from vexpress.comfyui.folders import EMBEDDED
 from vexpress.media.audio import load_audio
 from vexpress.media.images import load_image
 from vexpress.media.video import probe_video, read_frames
+from vexpress.models.lora import adaptable_layers, adapter_shapes
+from vexpress.pipeline.adapters import NETWORKS as ADAPTED
+from vexpress.weights import Adapter, base_digest, save_adapter
 
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 FPS = 30
@@ -170,3 +175,39 @@ def test_the_old_packs_other_nodes_run(server, object_info):
 def test_names_outside_of_the_output_folder_are_refused(server, object_info, prefix):
     history = server.wait(server.submit(prompts.talking_portrait(object_info, filename_prefix=prefix)))
     assert "outside the output folder is not allowed" in error_of(history)
+
+
+def write_adapter(path: Path, base_model: str | None = None) -> None:
+    """An adapter of the embedded model, with random weights, or of another base model."""
+    pipeline = load_pipeline()
+    networks = {name: getattr(pipeline, name) for name in ADAPTED}
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+    shapes = adapter_shapes(adaptable_layers(pipeline.denoising_unet)[layer], 2)
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"{layer}.{part}.weight": torch.randn(shape, generator=generator) for part, shape in shapes.items()}
+    digest = base_model or base_digest({name: network for name, network in networks.items() if network is not None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_adapter(path, Adapter(2, {"denoising_unet": [".*attn2.*"]}, digest, {"denoising_unet": weights}))
+
+
+def test_an_adapter_changes_the_video_by_its_weight(server, object_info):
+    loras = server.base_dir / "models" / "loras"
+    write_adapter(loras / "people" / "anna.safetensors")
+    write_adapter(loras / "other.safetensors", base_model="0" * 64)
+
+    def frames(lora: str | None, weight: float = 1.0) -> list:
+        prompt = prompts.talking_portrait(object_info, seed=7)
+        if lora:
+            values = {"model": ["model", 0], "lora": lora, "weight": weight, "lora_any_base": False}
+            prompt["lora"] = {"class_type": "VExpress_LoadLora", "inputs": values}
+            prompt["sampler"]["inputs"]["model"] = ["lora", 0]
+        history = server.wait(server.submit(prompt))
+        if history["status"]["status_str"] != "success":
+            return [error_of(history)]
+        return [frame for _, frame in read_frames(videos(server, history["outputs"])[0])]
+
+    plain, off, on = frames(None), frames("people/anna.safetensors", 0.0), frames("people/anna.safetensors")
+    assert all(np.array_equal(one, other) for one, other in zip(plain, off, strict=True))
+    assert not all(np.array_equal(one, other) for one, other in zip(plain, on, strict=True))
+    [message] = frames("other.safetensors")
+    assert "was trained on another base model" in message and "\n" not in message

@@ -117,7 +117,7 @@ class LoadLora(io.ComfyNode):
                     tooltip="Use it although it was trained on another base model, such as a distilled one's teacher",
                 ),
             ],
-            outputs=[Model.Output("model", display_name="model")],
+            outputs=[Model.Output("adapted", display_name="model")],
         )
 
     @classmethod

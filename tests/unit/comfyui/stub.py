@@ -68,6 +68,8 @@ class Schema:
             facts.get("inputs") or [],
             facts.get("outputs", []),
         )
+        ids = [one.id for one in (*self.inputs, *self.outputs)]
+        assert len(set(ids)) == len(ids), f"{self.node_id}: ids must be unique between inputs and outputs"
 
     def info(self) -> dict[str, Any]:
         """As /object_info answers."""
