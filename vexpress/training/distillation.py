@@ -18,7 +18,7 @@ from vexpress.diffusion.losses import weighted_loss
 from vexpress.diffusion.rolling import fade
 from vexpress.diffusion.schedule import build_scheduler
 from vexpress.training.config import TrainConfig
-from vexpress.training.objectives import Batch, Predict, StepLoss
+from vexpress.training.objectives import Batch, Predict, StepLoss, step_loss
 from vexpress.training.randomness import RandomParts, random_parts
 from vexpress.training.stages import TrainingNetworks
 from vexpress.training.sync_loss import SyncLoss
@@ -79,9 +79,7 @@ class Distillation:
         sync_error = loss.new_zeros(())
         if self.sync_loss is not None:
             sync_error = self.sync_loss(prediction, timesteps, batch.sync_windows)
-            loss = loss + self.config.sync_loss_weight * sync_error
-        mouth_error = ((prediction.detach() - target).square() * batch.lip_masks).sum()
-        return StepLoss(loss, mouth_error, batch.lip_masks.sum() * target.shape[1], sync_error)
+        return step_loss(loss, self.config.sync_loss_weight, sync_error, prediction, target, batch)
 
 
 class Regression(Distillation):

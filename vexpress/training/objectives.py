@@ -60,6 +60,15 @@ class StepLoss(NamedTuple):
     sync_error: Tensor
 
 
+def step_loss(
+    loss: Tensor, sync_weight: float, sync_error: Tensor, prediction: Tensor, target: Tensor, batch: Batch
+) -> StepLoss:
+    """The loss with its part of sync; what is logged has no weights, so that runs with others can be compared."""
+    mouth_error = ((prediction.detach() - target).square() * batch.lip_masks).sum()
+    mouth_size = batch.lip_masks.sum() * target.shape[1]
+    return StepLoss(loss + sync_weight * sync_error, mouth_error, mouth_size, sync_error)
+
+
 class Objective(Protocol):
     """What is random in a step, and its loss given that: two functions, so that a step can be repeated exactly."""
 
@@ -118,7 +127,4 @@ class Denoising:
         if self.sync_loss is not None:
             clean = self.scheduler.get_velocity(prediction, noisy, parts.timesteps)  # which is the inverse, too
             sync_error = self.sync_loss(clean, parts.timesteps, batch.sync_windows)
-            loss = loss + self.config.sync_loss_weight * sync_error
-        # What is logged has no weights, so that runs with other weights can be compared.
-        mouth_error = ((prediction.detach() - target).square() * batch.lip_masks).sum()
-        return StepLoss(loss, mouth_error, batch.lip_masks.sum() * target.shape[1], sync_error)
+        return step_loss(loss, self.config.sync_loss_weight, sync_error, prediction, target, batch)

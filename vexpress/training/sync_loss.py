@@ -43,14 +43,14 @@ class SyncLoss:
         crops = torch.stack([self._crops(clean[i], windows, i) for i in counted])
         with torch.no_grad():
             speech = self.network.encode_speech(windows["sync_cepstra"][counted].float())
-        frames = self.network.encode_frames(rearrange(crops, "b f c h w -> b c f h w"))
+        frames = self.network.encode_frames(crops)
         return (1 - F.cosine_similarity(frames, speech)).sum() / len(clean)
 
     def _crops(self, clean: Tensor, windows: Mapping[str, Tensor], sample: int) -> Tensor:
-        """SyncNet's crops (5 3 px px) BGR in 0..255 of a sample's latents (c f h w)."""
+        """SyncNet's crops (3 5 px px) BGR in 0..255 of a sample's latents (c f h w)."""
         latents = rearrange(clean[:, windows["sync_frames"][sample]], "c f h w -> f c h w")
         pairs = zip(latents, windows["sync_corners"][sample])
-        return torch.stack([checkpoint(self._crop, *pair, use_reentrant=False) for pair in pairs])
+        return torch.stack([checkpoint(self._crop, *pair, use_reentrant=False) for pair in pairs], dim=1)
 
     def _crop(self, latents: Tensor, corners: Tensor) -> Tensor:
         """The crop (3 px px) within corners (2 2) px of the frame of latents (c h w); beyond the frame it is grey."""
