@@ -8,8 +8,6 @@ a position in the training data is a single number.
 import contextlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,25 +17,17 @@ from torch.utils.data import Dataset
 
 from vexpress.audio_encoders import EncoderRecord
 from vexpress.audio_features import audio_windows
-from vexpress.data.attributes import clip_attributes, mirror_attributes
+from vexpress.data.attributes import mirror_attributes
+from vexpress.data.clips import Clip, num_frames_needed, read_clip
 from vexpress.data.config import DataConfig
-from vexpress.data.formats import (
-    ClipRecord,
-    audio_length_problem,
-    load_audio_embeds,
-    load_audio_states,
-    load_face_info,
-    load_metadata,
-)
+from vexpress.data.formats import ClipRecord, load_audio_embeds, load_metadata
 from vexpress.data.indexed import IndexedClips
-from vexpress.data.latent_cache import latent_cache_path, load_latents, read_latents_shape
+from vexpress.data.latent_cache import load_latents
 from vexpress.data.metadata_files import is_parquet
-from vexpress.data.order import BalancedOrder, ShuffledOrder, num_frames_spanned, random_frame_ids
+from vexpress.data.order import BalancedOrder, ShuffledOrder, random_frame_ids
 from vexpress.data.sync_windows import sync_window
 from vexpress.data.transforms import (
     central_geometry,
-    eye_corners,
-    lip_corners,
     random_flip,
     random_geometry,
     render_masks,
@@ -48,50 +38,12 @@ from vexpress.data.transforms import (
 )
 from vexpress.errors import InputError
 from vexpress.media.keypoints import render_v_kps
-from vexpress.media.random_access import count_frames, read_frames_at
-from vexpress.media.video import probe_video
+from vexpress.media.random_access import read_frames_at
 
 logger = logging.getLogger(__name__)
 
-MAX_COUNT_DIFFERENCE = 2
-"""Decoders disagree about the last frames of some files; more frames without face info are another clip's."""
 NUM_NAMED_CLIPS = 20  # in a message
 SAMPLE_STREAM = 1  # of random numbers; those in `vexpress.data.order` are others
-
-
-@dataclass(frozen=True)
-class _Clip:
-    """What stays in memory of a clip: some 100 bytes per frame.
-
-    Attributes:
-        record: the clip's row of the metadata.
-        frame_size: width and height in px.
-        fps: frames per second.
-        num_video_frames: as many as the audio spans.
-        num_frames: as many as have face info, too; samples are taken from these.
-        audio_dim: width of a hidden state.
-        audio_encoder: who made them.
-        kps: (num_frames 3 2) float32 px.
-        lip_corners: (num_frames 2 2) float32 px.
-        eye_corners: (num_frames 2 2 2) float32 px.
-        boxes: (num_frames 4) float32 px, the face's.
-        attributes: (num_frames 6) float32, NaN where not known.
-        latents_path: file of cached latents, or None.
-    """
-
-    record: ClipRecord
-    frame_size: tuple[int, int]
-    fps: float
-    num_video_frames: int
-    num_frames: int
-    audio_dim: int
-    audio_encoder: EncoderRecord
-    kps: np.ndarray
-    lip_corners: np.ndarray
-    eye_corners: np.ndarray
-    boxes: np.ndarray
-    attributes: np.ndarray
-    latents_path: Path | None
 
 
 class TalkingFaceDataset(Dataset):
@@ -116,11 +68,7 @@ class TalkingFaceDataset(Dataset):
 
     Metadata in Parquet is an index that is trusted (see `vexpress.data.indexed`); of it, clips that are too short are
     left out, and a clip whose files are not as it says is an error when a sample is read. A JSON file is not trusted:
-    a clip is left out, with the reason in `rejected`, if its files cannot be read, its face info and video differ by
-    more than `MAX_COUNT_DIFFERENCE` frames (else the smaller number is used), its hidden states and video differ in
-    length, keypoints, landmarks or hidden states are not finite, or it is too short for `num_frames` and a reference
-    frame `reference_margin` away from all of them. Only the first frame of a video is decoded for this; a row's
-    `num_frames` is trusted, and without it packets are counted.
+    a clip that cannot serve (see `vexpress.data.clips.read_clip`) is left out, with the reason in `rejected`.
 
     Args:
         config: what samples are made of.
@@ -156,7 +104,7 @@ class TalkingFaceDataset(Dataset):
         self.latent_downsampling = latent_downsampling
         self._audio_dim, self._audio_encoder = audio_dim, audio_encoder
         self.rejected: list[tuple[str, str]] = []
-        self._clips: list[_Clip] = []
+        self._clips: list[Clip] = []
         self.indexed = [self._open_index(path) for path in config.meta_paths if is_parquet(path)]
         json_paths = [path for path in config.meta_paths if not is_parquet(path)]
         columns = [config.balance_by] if config.balance_by else []
@@ -164,7 +112,7 @@ class TalkingFaceDataset(Dataset):
         rows = [(f"metadata {path} row {row}", record) for path, some in loaded for row, record in enumerate(some, 1)]
         for where, record in rows:
             try:
-                clip = _index_clip(record, config, latent_downsampling)
+                clip = read_clip(record, config, latent_downsampling)
             except InputError as error:
                 self.rejected.append((str(record.video), " ".join(str(error).split())))
                 continue
@@ -202,7 +150,7 @@ class TalkingFaceDataset(Dataset):
 
     def _open_index(self, path: str) -> IndexedClips:
         config = self.config
-        index = IndexedClips(path, _num_frames_needed(config))
+        index = IndexedClips(path, num_frames_needed(config))
         if config.latent_cache_dir is not None and not index.is_here:
             problem = "latents are cached of files of this machine only, not of shards or of a store"
             raise InputError(problem, "data.latent_cache_dir", config.latent_cache_dir)
@@ -217,7 +165,7 @@ class TalkingFaceDataset(Dataset):
         return len(self._clips) + sum(map(len, self.indexed))
 
     @contextlib.contextmanager
-    def open(self, number: int) -> Iterator[tuple[_Clip, str]]:
+    def open(self, number: int) -> Iterator[tuple[Clip, str]]:
         """Gives a clip, whose files are here until the end, and the name of its video, wherever that is.
 
         Args:
@@ -234,7 +182,7 @@ class TalkingFaceDataset(Dataset):
         for index in self.indexed:
             if number < len(index):
                 with index.open(number) as record:
-                    clip = _index_clip(record, self.config, self.latent_downsampling)
+                    clip = read_clip(record, self.config, self.latent_downsampling)
                     self._check_audio(index.name(number), clip.audio_dim, clip.audio_encoder)
                     yield clip, index.name(number)
                 return
@@ -244,7 +192,7 @@ class TalkingFaceDataset(Dataset):
         with self.open(self._order[number]) as (clip, name):
             return self._build_sample(clip, number) | {"name": name}
 
-    def _build_sample(self, clip: _Clip, number: int) -> dict[str, Tensor | int]:
+    def _build_sample(self, clip: Clip, number: int) -> dict[str, Tensor | int]:
         config = self.config
         rng = np.random.default_rng((self.seed, SAMPLE_STREAM, number))
         frame_ids, reference_id = random_frame_ids(
@@ -287,10 +235,6 @@ class TalkingFaceDataset(Dataset):
         }
 
 
-def _num_frames_needed(config: DataConfig) -> int:
-    return num_frames_spanned(config.num_frames, config.sample_rate) + config.reference_margin
-
-
 def _check_config(config: DataConfig, latent_downsampling: int) -> None:
     if not config.meta_paths:
         raise InputError("data.meta_paths is empty; name the metadata JSON of scripts/prepare_dataset")
@@ -305,64 +249,3 @@ def _check_config(config: DataConfig, latent_downsampling: int) -> None:
             "data.crop_ratio",
             list(config.crop_ratio),
         )
-
-
-def _index_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int) -> _Clip:
-    """Checks that a clip is usable, and reads what stays in memory.
-
-    Raises:
-        InputError: it is not; says why.
-    """
-    info = probe_video(record.video, "video")
-    num_video_frames = record.num_frames or count_frames(record.video)
-    face_info = load_face_info(record.face_info)
-    if abs(face_info.num_frames - num_video_frames) > MAX_COUNT_DIFFERENCE:
-        raise InputError(
-            f"face_info {record.face_info} has {face_info.num_frames} frames, the video {num_video_frames}; extract it "
-            "again"
-        )
-    num_frames = min(face_info.num_frames, num_video_frames)
-    for name in ("kps", "landmark_2d_106"):
-        is_bad = ~np.isfinite(getattr(face_info, name)[:num_frames]).all(axis=(1, 2))
-        if is_bad.any():
-            raise InputError(
-                f"face_info {record.face_info}: {name} of {is_bad.sum()} frames is not finite, the first is frame "
-                f"{is_bad.argmax()}; extract it again"
-            )
-    hidden_states, audio_encoder = load_audio_states(record.audio_embeds)
-    if not hidden_states.isfinite().all():
-        raise InputError(f"audio_embeds {record.audio_embeds}: not all values are finite; extract them again")
-    num_needed = _num_frames_needed(config)
-    if num_frames < num_needed:
-        raise InputError(
-            f"has {num_frames} frames, needed are {num_needed} for data.num_frames={config.num_frames}, "
-            f"data.sample_rate={config.sample_rate} and data.reference_margin={config.reference_margin}"
-        )
-    seconds = record.duration or float(num_video_frames / info.fps)
-    if problem := audio_length_problem(len(hidden_states), seconds, audio_encoder.states_hz):
-        raise InputError(f"audio_embeds {record.audio_embeds}: {problem}; extract them again")
-    latents_path = None
-    if config.latent_cache_dir is not None:
-        latents_path = latent_cache_path(config.latent_cache_dir, record.video)
-        found, _, *size = read_latents_shape(latents_path)
-        needed_size = [config.train_height // latent_downsampling, config.train_width // latent_downsampling]
-        if size != needed_size or found < num_frames:
-            raise InputError(
-                f"cached latents {latents_path}: {found} frames of {size}, needed are {num_frames} of {needed_size}; "
-                "make them again with scripts/prepare_dataset/cache_latents.py"
-            )
-    return _Clip(
-        record=record,
-        frame_size=(info.width, info.height),
-        fps=record.fps or float(info.fps),
-        num_video_frames=num_video_frames,
-        num_frames=num_frames,
-        audio_dim=hidden_states.shape[1],
-        audio_encoder=audio_encoder,
-        kps=face_info.kps[:num_frames, :3].copy(),
-        lip_corners=lip_corners(face_info.landmark_2d_106[:num_frames]),
-        eye_corners=eye_corners(face_info.landmark_2d_106[:num_frames]),
-        boxes=face_info.bbox[:num_frames].copy(),
-        attributes=clip_attributes(record.attributes, face_info.landmark_2d_106[:num_frames]),
-        latents_path=latents_path,
-    )
