@@ -1,6 +1,5 @@
 """Models on the GPUs of a Ray cluster, and what stands for them in workers that have none."""
 
-import functools
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -26,11 +25,12 @@ class ModelServer:
 
     def __init__(self, work: Work):
         set_up_logging(logging.WARNING)
-        self.work = work
+        self.work, self._models = work, None
 
-    @functools.cached_property
-    def models(self):
-        return self.work.load_models()
+    @property
+    def models(self):  # not cached_property: Ray pickles the class, and up to Python 3.11 that holds a lock
+        self._models = self._models or self.work.load_models()
+        return self._models
 
     def get(self, name: str) -> Any:
         return getattr(self.models, name)
