@@ -1,9 +1,10 @@
 """The Muon optimizer, for training from scratch in few steps."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 VECTOR_RATE = 0.1
@@ -18,6 +19,8 @@ class Muon(torch.optim.Optimizer):
 
     It is here because `torch.optim.Muon` (2.13) takes two-dimensional parameters only, neither convolutions nor biases,
     one after the other, and computes in bf16 on CPUs, too, that take 15 times as long for it.
+
+    Processes that train together must have the same gradients; each makes its share of the matrices orthogonal.
 
     Args:
         parameters: to train.
@@ -69,7 +72,7 @@ class Muon(torch.optim.Optimizer):
                 state["average"] = torch.zeros_like(parameter)
             average = state["average"].lerp_(parameter.grad, 1 - group["momentum"])
             directions.append(parameter.grad.lerp(average, group["momentum"]).flatten(1))
-        updates = orthogonal(torch.stack(directions))
+        updates = _share(orthogonal, torch.stack(directions))
         scale = max(1.0, updates.shape[1] / updates.shape[2]) ** 0.5
         for parameter, update in zip(parameters, updates):
             parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
@@ -85,6 +88,19 @@ class Muon(torch.optim.Optimizer):
         step = state["step"].item()
         deviation = (state["square"] / (1 - beta_square**step)).sqrt() + group["eps"]
         parameter.addcdiv_(state["mean"], deviation, value=-group["lr"] / (1 - beta**step))
+
+
+def _share(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """The function of all rows, each computed in one of the processes; rows and results have one shape."""
+    num_processes = dist.get_world_size() if dist.is_initialized() else 1
+    if num_processes == 1:
+        return function(rows)
+    share = -(-len(rows) // num_processes)
+    own = rows[dist.get_rank() * share :][:share]
+    padding = rows.new_zeros(share - len(own), *rows.shape[1:])
+    results = rows.new_empty(share * num_processes, *rows.shape[1:])
+    dist.all_gather(list(results.chunk(num_processes)), torch.cat([function(own) if len(own) else own, padding]))
+    return results[: len(rows)]
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -4,8 +4,11 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from tests.runs import assert_equal
+from tests.unit.training.muon_process import train_three_alike, trained_three_alike
 from vexpress.errors import InputError
 from vexpress.training.config_file import load_config
 from vexpress.training.muon import VECTOR_RATE, Muon, orthogonal
@@ -64,6 +67,13 @@ def test_its_state_goes_on_where_it_was():
     fit(3, again, resumed)
     for one, other in zip(network.parameters(), again.parameters()):
         assert torch.equal(one, other)
+
+
+def test_processes_that_share_the_work_have_the_weights_of_one(tmp_path):
+    torch.multiprocessing.spawn(train_three_alike, (tmp_path,), nprocs=2)
+    alone = trained_three_alike()
+    for rank in range(2):
+        assert_equal(load_file(tmp_path / f"{rank}.safetensors"), alone)
 
 
 @pytest.mark.parametrize("override", ["solver.optimizer=sgd", "solver.optimizer=muon solver.use_8bit_adam=true"])
