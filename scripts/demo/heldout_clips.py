@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from vexpress.data.attributes import load_attributes
 from vexpress.data.formats import load_face_info
 from vexpress.errors import InputError
 from vexpress.media.audio import Audio
@@ -23,7 +25,8 @@ class HeldoutClip:
 
     Attributes:
         name: of the video, without suffix.
-        inputs: what the pipeline makes the clip from; the portrait is a later frame with open eyes.
+        inputs: what the pipeline makes the clip from; the portrait is a later frame with open eyes. Attributes are the
+            true ones.
         frames: (f H W 3) uint8, the true ones.
         mouth: (f 2) true aperture and width, 0..1.
         probes: (f 3 2) px, places in skin, hair and background.
@@ -60,6 +63,8 @@ def load_heldout_clips(folder: Path, num_frames: int) -> list[HeldoutClip]:
         reference = num_frames + int(np.ptp(landmarks[num_frames:, UPPER_LIDS, 1], axis=1).argmax())
         frames = np.stack([frame for _, frame in read_frames(video)][:num_frames])
         inputs = load_clip_inputs(video, face_info, video, frames.shape[2:0:-1], reference_frame=reference)
+        if name := row.get("attributes"):  # datasets of the pack's first edition have none
+            inputs = replace(inputs, attributes=torch.from_numpy(load_attributes(folder / name)))
         with np.load(folder / row["labels"]) as labels:
             mouth, probes = labels["mouth"][:num_frames], labels["probes"][:num_frames]
         clips.append(HeldoutClip(video.stem, shorten(inputs, num_frames), frames, mouth, probes))
@@ -70,15 +75,21 @@ def shorten(inputs: ClipInputs, num_frames: int) -> ClipInputs:
     """The inputs of a clip's first frames."""
     rate = inputs.audio.sampling_rate_hz
     samples = inputs.audio.samples[:, : round(num_frames / inputs.fps * rate)]
-    return replace(inputs, kps=inputs.kps[:num_frames], audio=Audio(samples, rate))
+    attributes = None if inputs.attributes is None else inputs.attributes[:num_frames]
+    return replace(inputs, kps=inputs.kps[:num_frames], audio=Audio(samples, rate), attributes=attributes)
 
 
 def regenerate(
     pipeline: VExpressPipeline, clip: HeldoutClip, options: SamplingOptions, speech_of: HeldoutClip | None = None
 ) -> np.ndarray:
-    """Generates the clip again, (f H W 3) uint8, with the speech of another clip if given."""
+    """Generates the clip again, (f H W 3) uint8, with the speech of another clip if given.
+
+    Its attributes are left out for a model that knows none.
+    """
     rate = pipeline.audio_processor.sampling_rate
     arguments = clip.inputs.pipeline_arguments(rate)
+    if pipeline.attribute_projection is None:
+        arguments["attributes"] = None
     if speech_of is not None:
         arguments["audio_waveform"] = speech_of.inputs.waveform(rate)
     return np.stack(list(pipeline(**arguments, **options.values_at(CALL), output_type="generator").frames))
