@@ -39,6 +39,7 @@ PACK_SAMPLING = {
     "image_width": PACK_PX,
     "image_height": PACK_PX,
     "fps": float(PACK_FPS),
+    "num_inference_steps": 1,  # of the student's two: mouths follow the speech better, by clips of heldout_choice
     "crop_scale": 2.0,  # as drawn_faces places faces in a picture
     "crop_face_height": 0.61,
     "reference_attention_weight": 1.0,

@@ -14,6 +14,7 @@ from scripts.demo.clip_figures import (
     colour_error,
     flicker,
     follow,
+    joint_ratio,
     kps_errors,
     least_alike,
     swapped_difference,
@@ -46,8 +47,8 @@ def test_the_meter_reads_true_frames(clips):  # noqa: F811
 
 def test_aperture_and_width_follow_the_speech(followed):
     aperture, width = followed[0].mean(axis=0)
-    assert aperture > 0.90
-    assert width > 0.75
+    assert aperture >= 0.955
+    assert width >= 0.80
 
 
 @pytest.mark.long
@@ -71,7 +72,7 @@ def test_other_speech_moves_the_mouth_otherwise(pipeline, clips, options):  # no
         other = least_alike(clip, clips)
         mouth = measure_mouth(regenerate(pipeline, clip, options, speech_of=other), clip.kps)
         differences.append(swapped_difference(mouth[:, 0], heard=other, shown=clip))
-    assert np.mean(differences) > 0.7
+    assert np.mean(differences) >= 0.93
 
 
 def test_without_speech_the_mouth_does_not_follow(pipeline, clips, options):  # noqa: F811
@@ -97,4 +98,9 @@ def test_colours_are_the_persons(made, clips):  # noqa: F811
 
 
 def test_it_does_not_flicker(made, clips):  # noqa: F811
-    assert np.mean([flicker(frames) / flicker(clip.frames) for frames, clip in zip(made, clips)]) < 1.5
+    assert np.mean([flicker(frames) / flicker(clip.frames) for frames, clip in zip(made, clips)]) < 1.1
+
+
+def test_windows_join_unseen(made, clips, options):  # noqa: F811
+    sizes = options.context_frames, options.context_overlap
+    assert np.mean([joint_ratio(frames, clip.frames, *sizes) for frames, clip in zip(made, clips)]) <= 1.10
