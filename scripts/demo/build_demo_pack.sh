@@ -3,7 +3,7 @@
 #
 #   apt-get install espeak-ng && scripts/demo/build_demo_pack.sh
 #
-# A little over two hours on two cores; all work is in runs/demo. Parts that do not need each other run side by side.
+# Some two and a half hours on two cores; all work is in runs/demo. Parts that do not need each other run side by side.
 # The same command resumes: each finished part leaves runs/demo/done/PART, with the seconds that its last run took.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
