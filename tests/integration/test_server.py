@@ -111,7 +111,7 @@ def job_id(client):
 def test_a_job_becomes_a_video_that_says_how_it_was_made(client, job_id, tmp_path):
     job = client.get(f"/v1/videos/{job_id}").json()
     assert job["video"]["num_frames"] == 5
-    assert "--num_inference_steps 1" in job["command"]
+    assert "--context_frames 4" in job["command"]
     assert job["command"].startswith("vexpress generate --reference_image_path portrait.png --audio_path audio.wav")
     assert "-F fps=5" in job["api_call"]
     content = client.get(f"/v1/videos/{job_id}/content")

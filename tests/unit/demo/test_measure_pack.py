@@ -63,7 +63,7 @@ def test_heldout_clips_have_a_later_portrait_and_as_much_sound_as_frames():
 
 def test_the_packs_sampling_can_be_changed():
     suggested, changed = measure_pack.load_options(PACK_DIR), measure_pack.load_options(PACK_DIR, {"guidance_scale": 4})
-    assert (suggested.guidance, suggested.median_filter) == ("audio", False)
+    assert (suggested.guidance, suggested.median_filter) == ("all", False)
     assert changed == suggested.changed(guidance_scale=4)
 
 
