@@ -16,15 +16,14 @@ from vexpress.media.random_access import count_frames
 pytestmark = pytest.mark.long
 
 
-def run_block(name: str, runs: Path) -> str:
-    """Runs the block of commands that stands under a comment of the page; returns what it printed."""
+def run_block(name: str, runs: Path) -> None:
+    """Runs the block of commands that stands under a comment of the page."""
     page = (ROOT / "docs" / "data.md").read_text()
     [block] = re.findall(rf"<!-- {name}: run by .*? -->\n```bash\n(.*?)```", page, flags=re.DOTALL)
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     commands = "set -euo pipefail\n" + block.replace("runs/", f"{runs}/")
     done = subprocess.run(["bash", "-c", commands], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
