@@ -179,7 +179,11 @@ class PipelineAdapters(PipelineParts):
         """
         if self._adapters:
             raise InputError("adapters are not saved with a pipeline: call unload_lora_weights first")
-        super().save_pretrained(*args, **kwargs)
+        self._lay_out_autoencoders(torch.contiguous_format)  # safetensors writes no other
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self._lay_out_autoencoders(torch.channels_last)
 
     @property
     def _networks(self) -> dict[str, nn.Module]:

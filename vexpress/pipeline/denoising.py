@@ -122,7 +122,8 @@ class PipelineDenoising(PipelineAdapters):
 
         unknown = None
         if self.attribute_projection is not None:
-            unknown = self.project_attributes(torch.full((1, len(ATTRIBUTES)), torch.nan))[0, 0]
+            nothing = torch.full((1, len(ATTRIBUTES)), torch.nan, device=self._execution_device)
+            unknown = self.project_attributes(nothing)[0, 0]
         features = KpsFeatures(encode, keeps_latest)
         return WindowConditions(self.denoising_unet, constant, features, options.guidance, unknown)
 
@@ -156,7 +157,8 @@ class PipelineDenoising(PipelineAdapters):
         """All windows step by step."""
         if attributes is not None:
             values = torch.stack([attributes(number) for number in range(len(kps))])
-            audio_tokens = torch.cat([audio_tokens, self.project_attributes(values)], dim=2)
+            attribute_tokens = self.project_attributes(values.to(self._execution_device))
+            audio_tokens = torch.cat([audio_tokens, attribute_tokens], dim=2)
         conditions = self._window_conditions(image, options).of_clip(kps, audio_tokens)
         windows = context_windows(len(kps), options.context_frames, options.context_overlap)
         rank, num_processes = group_rank()
@@ -247,8 +249,9 @@ class PipelineDenoising(PipelineAdapters):
         if attributes is None:
             yield from frames
             return
+        device = self._execution_device  # once: diffusers looks through all modules for it, which takes milliseconds
         for number, (kps, tokens) in enumerate(frames):
-            yield kps, torch.cat([tokens, self.project_attributes(attributes(number)[None])[0, 0]])
+            yield kps, torch.cat([tokens, self.project_attributes(attributes(number)[None].to(device))[0, 0]])
 
     def _known_frames(self, waveform: Tensor, kps: Tensor, options: SamplingOptions) -> Iterator[streaming.FrameInputs]:
         """Frames of a clip that is known in advance, of which no more is encoded than is asked for."""

@@ -89,6 +89,7 @@ class PipelineParts(DiffusionPipeline):
             attribute_projection=attribute_projection,
             vae_decoder=vae_decoder,
         )
+        self._lay_out_autoencoders(torch.channels_last)  # on a CPU they take 0.7 to 0.85 of the time
         self.downsampling = vae_downsampling(vae)
         if v_kps_guider.downsampling != self.downsampling:
             factors = f"{v_kps_guider.downsampling}, the VAE by {self.downsampling}"
@@ -96,6 +97,10 @@ class PipelineParts(DiffusionPipeline):
         check_width(audio_encoder.config, audio_projection.config.embedding_dim, "audio_encoder_path")
         self._interrupt = False
         self._num_timesteps = 0
+
+    def _lay_out_autoencoders(self, memory_format: torch.memory_format) -> None:
+        for autoencoder in filter(None, (self.vae, self.vae_decoder)):
+            autoencoder.to(memory_format=memory_format)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike, **kwargs) -> "PipelineParts":
@@ -210,8 +215,8 @@ class PipelineParts(DiffusionPipeline):
 
     @torch.no_grad()
     def project_attributes(self, attributes: Tensor) -> Tensor:
-        """Attributes (f 6), NaN where not known -> attribute tokens (1 f 6 d)."""
-        return self.attribute_projection(attributes.to(self._execution_device))[None]
+        """Attributes (f 6) on the networks' device, NaN where not known -> attribute tokens (1 f 6 d)."""
+        return self.attribute_projection(attributes)[None]
 
     @torch.no_grad()
     def encode_reference(self, image: Image.Image) -> dict[str, Tensor]:
@@ -245,12 +250,12 @@ class PipelineParts(DiffusionPipeline):
             (3 H W) float32 in 0..1 on the CPU, one frame after the other.
         """
 
-        vae = self.vae_decoder or self.vae
+        vae, device = self.vae_decoder or self.vae, self._execution_device
 
         def decoded() -> Iterator[Tensor]:
             for piece in [latents] if isinstance(latents, Tensor) else latents:
                 for part in rearrange(piece, "1 c f h w -> f c h w").split(FRAMES_PER_BATCH):
-                    part = unscale_latents(vae, part.to(self._execution_device, vae.dtype))
+                    part = unscale_latents(vae, part.to(device, vae.dtype))
                     yield from (vae.decode(part).sample.float() / 2 + 0.5).clamp(0, 1)
 
         frames = decoded()
