@@ -296,6 +296,14 @@ given beside it goes before the preset. See docs/speed.md."""
 PRESET_HELP = "a set of values of other options, which flags that are given go before; see docs/speed.md"
 
 
+def preset_values(preset: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a preset sets for a model whose folder sets `model`; a student keeps its own steps and overlap."""
+    values = dict(PRESETS[preset])
+    if values["sampling"] == "rolling" == model.get("sampling"):
+        del values["num_inference_steps"], values["context_overlap"]
+    return values
+
+
 def option_fields(*places: str) -> tuple[Field, ...]:
     """The fields of `SamplingOptions`, or those that take effect at the given places."""
     return tuple(field for field in fields(SamplingOptions) if not places or field.metadata["where"] in places)
@@ -314,10 +322,9 @@ def load_model_defaults(model_dir: str | Path, preset: str | None = None) -> dic
     """
     if preset is not None and preset not in PRESETS:
         raise InputError(f"must be one of {', '.join(PRESETS)}", "preset", preset)
-    over = PRESETS[preset] if preset else {}
     path = Path(model_dir) / INFERENCE_DEFAULTS
     if not path.is_file():
-        return dict(over)
+        return preset_values(preset, {}) if preset else {}
     values = read_config(path)
     allowed = {field.name: field for field in fields(SamplingOptions) if field.metadata.get("by_model", True)}
     values = {LEGACY_NAMES.get(name, name): _legacy(name, value) for name, value in values.items()}
@@ -330,7 +337,7 @@ def load_model_defaults(model_dir: str | Path, preset: str | None = None) -> dic
         field = allowed.get(error.field)
         what = f"must be {allowed_values(field)}" if field else error.problem
         raise InputError(f"{path}: {error.field}={json.dumps(error.value)}; {what}") from error
-    return values | over
+    return values | (preset_values(preset, values) if preset else {})
 
 
 LEGACY_NAMES = {"no_median_filter": "median_filter"}

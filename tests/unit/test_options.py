@@ -85,6 +85,15 @@ def test_presets_go_before_the_model_and_flags_before_both(tmp_path, preset):
     assert options.sampling == PRESETS[preset]["sampling"]
 
 
+def test_live_leaves_a_student_its_own_steps_and_overlap(tmp_path):
+    (tmp_path / "inference_defaults.json").write_text(
+        '{"num_inference_steps": 1, "context_overlap": 4, "sampling": "rolling", "guidance_scale": 3.0}'
+    )
+    values = load_model_defaults(tmp_path, "live")
+    assert (values["num_inference_steps"], values["context_overlap"], values["guidance_scale"]) == (1, 4, 1.0)
+    assert load_model_defaults(tmp_path, "fast")["num_inference_steps"] == 12
+
+
 def test_no_such_preset(tmp_path):
     with pytest.raises(InputError, match="^preset=quick: must be one of released, fast, live"):
         load_model_defaults(tmp_path, "quick")

@@ -10,7 +10,7 @@ from vexpress.benchmarks.demo_clip import DemoClip
 from vexpress.benchmarks.measuring import Table, take_turns
 from vexpress.benchmarks.settings import PresetsSettings
 from vexpress.diffusion.schedule import build_scheduler
-from vexpress.options import PRESETS
+from vexpress.options import PRESETS, preset_values
 
 EXACT = "released"
 SCALES = (1, 2)
@@ -19,7 +19,7 @@ SCALES = (1, 2)
 
 def make_frames(clip: DemoClip, preset: str, scale: int, num_frames: int) -> Tensor:
     """The first frames (f 3 H W) of the demo's clip with a preset."""
-    options = clip.options.changed(**PRESETS[preset])
+    options = clip.options.changed(**preset_values(preset, vars(clip.options)))
     clip.pipeline.scheduler = build_scheduler(options.scheduler)
     rate = clip.pipeline.audio_processor.sampling_rate
     kps = clip.kps[torch.arange(num_frames) % len(clip.kps)]

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from vexpress.errors import InputError
 from vexpress.fields import kind_of
-from vexpress.options import PRESETS, SamplingOptions
+from vexpress.options import PRESETS, SamplingOptions, preset_values
 from vexpress.provenance import software
 from vexpress.server.engine import Engine
 from vexpress.server.openapi import complete_schema, render_docs
@@ -158,7 +158,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
             "failure": service.failure,
             "natural_motion": engine.has_natural_motion,
             "options": [_describe_option(field, engine.defaults, settings) for field in option_fields()],
-            "presets": {name: dict(values) for name, values in PRESETS.items()},
+            "presets": {name: preset_values(name, vars(engine.defaults)) for name in PRESETS},
             "examples": service.examples.names(),
             "voices": await run_in_threadpool(voices),
             "mime": MIME,

@@ -10,7 +10,7 @@ from typing import Any
 from vexpress.data.attribute_curves import read_curves
 from vexpress.errors import InputError
 from vexpress.fields import allowed_values, kind_of
-from vexpress.options import PRESETS, MotionOptions, SamplingOptions
+from vexpress.options import PRESETS, MotionOptions, SamplingOptions, preset_values
 from vexpress.server.settings import ServeSettings
 
 SERVERS_OWN = ("dtype", "test_stage", "windows_per_batch", "face_models")
@@ -107,7 +107,7 @@ def parse_options(
     preset = values.pop("preset", None) or None
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise InputError(f"must be one of {', '.join(PRESETS)}", "preset", preset)
-    values = {**PRESETS.get(preset, {}), **values} if preset else values
+    values = {**preset_values(preset, vars(defaults)), **values} if preset else values
     for name in values:
         if name not in fields:
             raise InputError("is no field of a request; /docs lists them", name[:100])
