@@ -93,16 +93,15 @@ def measure(
 def student_config(args: Namespace, objective: str, num_steps: int, seed: int) -> TrainConfig:
     """The recipe for one student; of a budget of network passes, the teacher's part is for regression alone.
 
-    A backward pass counts as two. An update of regression passes through each step of the student; one of consistency
-    through the student, its moving average, and the teacher with and without audio.
+    A backward pass counts as two. An update of regression, or onto the truth, passes through each step of the student;
+    one of consistency through the student, its moving average, and the teacher with and without audio.
     """
     config = load_config(args.config, [f"init.path={args.teacher}", f"seed={seed}", *args.overrides])
     distill = replace(config.distill, objective=objective, num_steps=num_steps)
     distill = replace(distill, trajectories_dir=str(args.work_dir / "trajectories"))
     config = replace(config, distill=distill, output_dir=str(args.work_dir / f"{objective}_{num_steps}_seed{seed}"))
-    per_sample, passes = 6, args.passes
+    per_sample, passes = 6 if objective == "consistency" else 3 * num_steps, args.passes
     if objective == "regression":
-        per_sample = 3 * num_steps
         passes -= distill.num_trajectories * 2 * teacher_options(config).num_inference_steps
     num_updates = passes // (per_sample * config.data.train_bs)
     if num_updates < 1:

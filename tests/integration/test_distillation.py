@@ -28,7 +28,7 @@ STAGE_4 = (
 )
 
 
-@pytest.mark.parametrize("objective", ["regression", pytest.param("consistency", marks=pytest.mark.long)])
+@pytest.mark.parametrize("objective", ["regression", "truth", pytest.param("consistency", marks=pytest.mark.long)])
 def test_cut_off_and_resumed_equals_uninterrupted(config_path, tmp_path, objective):
     settings = (*STAGE_4, f"distill.objective={objective}", "data.train_bs=1", "checkpointing_steps=1")
     run(config_path, *settings, f"output_dir={tmp_path / 'whole'}")
@@ -71,6 +71,8 @@ def test_dry_run_says_what_the_teacher_takes(config_path, tmp_path, capsys):
         output = capsys.readouterr().out
         assert "teacher: 2 steps, guidance 3.5" in output
         assert message in output
+    train.main(["--config", str(config_path), "--dry_run", *STAGE_4, "distill.objective=truth"])
+    assert "teacher: not asked" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 

@@ -13,7 +13,7 @@ from vexpress.fields import check_fields, option
 from vexpress.options import STAGES
 
 TRAINED_STAGES = (*STAGES, "stage_4")
-DISTILLATIONS = ("regression", "consistency")
+DISTILLATIONS = ("regression", "consistency", "truth")
 OPTIMIZERS = ("adamw", "muon")
 LR_SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")
 """Names that `diffusers.optimization` knows."""
@@ -201,7 +201,8 @@ class DistillConfig:
     objective: str = option(
         "regression",
         "regression: onto results that the teacher has sampled before, which are kept on disk; consistency: onto one "
-        "guided step of the teacher, then the student's moving average; nothing is kept",
+        "guided step of the teacher, then the student's moving average; truth: onto the clips themselves, where the "
+        "conditions say all that is seen; nothing is kept",
         choices=DISTILLATIONS,
     )
     teacher_path: str | None = option(None, "model folder of the teacher; unset: init.path", type=str)

@@ -83,11 +83,14 @@ class Distillation:
 
 
 class Regression(Distillation):
-    """Each step of the student's own sampler, from the teacher's noise, predicts the teacher's result.
+    """Each step of the student's own sampler, from the teacher's noise, predicts the teacher's result, or the truth.
 
     A step's input is what the steps before it have made, without their gradient: so it is as it will be in sampling,
     and steps are learned in one go. At zero terminal SNR and with few steps this is all that decides a result, since
     the sampler adds to each prediction the same noise again.
+
+    The true clips (objective `truth`) say nothing of the noise, so what is learned from them is their mean given the
+    conditions: exact where these say all that is seen, blurred where they do not.
 
     Source: knowledge distillation of samplers, arXiv 2101.02388; on the student's own inputs, as in arXiv 2404.13686.
     """
@@ -96,8 +99,10 @@ class Regression(Distillation):
         """Computes the mean error of the steps."""
         scheduler = build_scheduler("ddim", self.config.enable_zero_snr)
         scheduler.set_timesteps(self.config.distill.num_steps)
-        masks = {**parts.keep_masks(), "attribute_keep": None}  # dropped for the teacher, and so not known here
-        latents, losses = batch.noise, []
+        noise, masks = parts.noise, parts.keep_masks()
+        if batch.noise is not None:  # the teacher's, and attributes that were dropped for it are not known here
+            noise, masks["attribute_keep"] = batch.noise, None
+        latents, losses = noise, []
         for step, timestep in enumerate(scheduler.timesteps.to(latents.device)):
             velocity = predict(
                 latents,
@@ -109,7 +114,7 @@ class Regression(Distillation):
             after = scheduler.step(velocity, timestep, latents)
             losses.append(self.weighted(after.pred_original_sample, batch.latents, batch))
             if step + 1 < len(scheduler.timesteps):
-                history = scheduler.add_noise(batch.latents, batch.noise, scheduler.timesteps[step + 1])
+                history = scheduler.add_noise(batch.latents, noise, scheduler.timesteps[step + 1])
                 latents = self.hold(after.prev_sample.detach(), history, parts)
         made, timesteps = after.pred_original_sample, timestep.expand(len(latents))
         return self.step_loss(torch.stack(losses).mean(), made, batch.latents, timesteps, batch)

@@ -159,10 +159,10 @@ def build_objective(
         sync_loss = SyncLoss(syncnet, vae, config.sync_max_timestep)
     if not STAGES[config.train_stage].distils:
         return Denoising(config, device, sync_loss)
-    if config.distill.objective == "regression":
-        return Regression(config, device, sync_loss)
-    teacher = Teacher.load(config, dtype, device)
-    return Consistency(config, device, teacher, networks, ema, accelerator.autocast, sync_loss)
+    if config.distill.objective == "consistency":
+        teacher = Teacher.load(config, dtype, device)
+        return Consistency(config, device, teacher, networks, ema, accelerator.autocast, sync_loss)
+    return Regression(config, device, sync_loss)
 
 
 def weight_files(config: TrainConfig) -> list[Path]:
@@ -224,6 +224,8 @@ def describe_plan(config: TrainConfig) -> str:
 
 def _describe_teacher(config: TrainConfig, networks: TrainingNetworks) -> str:
     options = teacher_options(config)
+    if config.distill.objective == "truth":
+        return "teacher: not asked, the clips themselves are learned"
     counts = count_parameters(networks).values()
     gib = sum(total for _, total in counts) * (4 if config.solver.mixed_precision == "no" else 2) / 2**30
     line = f"teacher: {options.num_inference_steps} steps, guidance {options.guidance_scale:g}, {gib:.2f} GiB on top"

@@ -100,6 +100,22 @@ def test_inputs_are_those_of_rolling_sampling(num_steps):
         assert tiny.relative_error(one, other) < 1e-5
 
 
+def test_the_truth_is_learned_from_noise_of_its_own_with_what_is_known_of_attributes():
+    clips, seen = replace(batch(), noise=None), []
+
+    def predict(noisy, timesteps, **conditions):
+        seen.append((noisy, conditions["attribute_keep"]))
+        return velocity_to(clips.latents, noisy, timesteps)
+
+    changed = config(objective="truth", num_steps=1)
+    objective = Regression(replace(changed, data=replace(changed.data, attribute_drop_rate=0.5)))
+    parts = objective.random_parts([0, 1], clips.latents.shape[1:], drop=True)
+    assert objective.loss(predict, clips, parts).loss < 1e-8
+    ((noisy, attribute_keep),) = seen
+    assert torch.equal(noisy, parts.noise)
+    assert torch.equal(attribute_keep, parts.attribute_keep) and 0 < attribute_keep.mean() < 1
+
+
 def test_history_is_there_at_its_rate_and_follows_the_number():
     objective = Regression(config(history_rate=0.25))
     parts = objective.random_parts(list(range(400)), (1, 1, 1, 1), drop=True)
