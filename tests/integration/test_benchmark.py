@@ -50,6 +50,16 @@ def test_unet(capsys, size):
     assert rows["plain"][2] == "1.000"
 
 
+def test_autoencoder(capsys):
+    benchmark.main(["autoencoder", "--size", "tiny", "--height", "64", "--width", "72", "--device", "cpu"])
+    rows = table(capsys)
+    assert rows.pop("a picture of 72x64") == ["median ms", "ratio", "difference"]
+    assert list(rows) == [f"{work}, {name}" for work in ("encode", "decode") for name in ("as loaded", "channels last")]
+    for name, (_, ratio, difference) in rows.items():
+        assert float(difference) < 1e-5
+        assert ratio == "1.000" or "channels last" in name
+
+
 def test_conditions_of_the_denoising_step_count():
     """Else the rows would agree whatever they leave out."""
     settings = UNetSettings(size="tiny", height=64, width=64, context_frames=2)

@@ -41,6 +41,15 @@ class UNetSettings(NetworkSettings):
 
 
 @dataclass(frozen=True)
+class AutoencoderSettings(NetworkSettings):
+    """Times encoding and decoding a picture in both layouts of memory."""
+
+    height: int = _pixels(512, "height")
+    width: int = _pixels(512, "width")
+    repeats: int = option(5, "timed turns, of which the median is shown", low=1, high=1000)
+
+
+@dataclass(frozen=True)
 class LoadingSettings(_Settings):
     """Measures the peak memory of loading the networks; writes up to 12 GB to disk."""
 
@@ -129,6 +138,7 @@ class LiveSettings(_Settings):
 
 BENCHMARKS = {
     "unet": UNetSettings,
+    "autoencoder": AutoencoderSettings,
     "loading": LoadingSettings,
     "full_run": FullRunSettings,
     "data": DataSettings,
