@@ -1,14 +1,18 @@
 """Figures of regenerated clips: does the mouth follow the speech, does the picture show the person, does it flicker?"""
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from scripts.demo.drawn_faces import probe_errors
 from scripts.demo.heldout_clips import HeldoutClip
+from scripts.demo.make_drawn_dataset import ENCODING
 from scripts.demo.mouth_meter import STILL, measure_mouth
 from vexpress.diffusion.windows import context_windows
 from vexpress.media.faces import FaceAnalyzer
+from vexpress.media.video import read_frames, write_video
 
 LARGEST_LAG = 5  # frames
 FRAME_STEP = 4  # between frames whose face is detected
@@ -70,6 +74,13 @@ def colour_error(frames: np.ndarray, clip: HeldoutClip) -> np.ndarray:
 def flicker(frames: np.ndarray) -> float:
     """Mean absolute difference of neighbouring frames (f H W 3) uint8, of 255."""
     return float(np.abs(np.diff(frames.astype(np.int16), axis=0)).mean())
+
+
+def encoded_alike(frames: np.ndarray, fps: float) -> np.ndarray:
+    """Frames (f H W 3) uint8 after the encoding of drawn clips, whose noise is a quarter of what changes in these."""
+    with TemporaryDirectory() as folder:
+        write_video(path := Path(folder) / "clip.mp4", frames, fps, **ENCODING)
+        return np.stack([frame for _, frame in read_frames(path)])
 
 
 def joint_ratio(frames: np.ndarray, true: np.ndarray, context_frames: int, context_overlap: int) -> float:

@@ -156,8 +156,17 @@ def random_person(rng: np.random.Generator, natural: bool = True) -> Person:
     )
 
 
-def random_motion(rng: np.random.Generator, num_frames: int, fps: float, amount: float = 1.0) -> Motion:
-    """Makes random smooth motion of head, lids, gaze, brows and smile; `amount` scales the head's, 0 holds it still."""
+def random_motion(
+    rng: np.random.Generator, num_frames: int, fps: float, amount: float = 1.0, blink_rate: float = 1.0
+) -> Motion:
+    """Makes random smooth motion of head, lids, gaze, brows and smile.
+
+    Args:
+        rng: says what happens.
+        num_frames: of the motion; likewise `fps`.
+        amount: scales the head's motion, 0 holds it still.
+        blink_rate: how much more often than people the face blinks.
+    """
 
     def wander(reach: float, seconds: float) -> np.ndarray:
         """A smooth walk with a standard deviation of about `reach`, within three of them."""
@@ -172,7 +181,7 @@ def random_motion(rng: np.random.Generator, num_frames: int, fps: float, amount:
         eyes = rng.choice([[1, 1], [1, 1], [1, 1], [1, 0], [0, 1]])  # some wink, so that each eye is learned by itself
         closing = np.clip(np.abs(np.arange(num_frames) - blink) / (0.1 * fps) - 0.25, 0, 1)
         lids = np.minimum(lids, 1 - eyes * (1 - closing)[:, None])
-        blink += rng.uniform(1.5, 4.5) * fps
+        blink += rng.uniform(1.5, 4.5) / blink_rate * fps
     if rng.random() < 0.3:  # narrow eyes, which a blink alone shows for a frame or two
         lids = lids * np.clip(0.7 + wander(0.2, 0.4), 0.3, 1)[:, None]
     glances = scipy.ndimage.gaussian_filter1d(

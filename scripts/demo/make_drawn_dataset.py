@@ -31,6 +31,7 @@ from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program
 from vexpress.data.formats import save_face_info
 from vexpress.errors import InputError
+from vexpress.fields import check_range
 from vexpress.files import replacing
 from vexpress.media.audio import WAV2VEC2_RATE_HZ, Audio, load_audio
 from vexpress.media.video import write_video
@@ -43,6 +44,8 @@ SPLITS = {
     },
     "heldout": {"languages": ("en", "sv", "pl", "fi"), "voices": ("m4", "m7", "f4", "f5", "linda", "paul")},
 }
+ENCODING = {"crf": 10, "keyframe_interval": 30}
+"""Of clips, as options of `write_video`."""
 FEMALE_VOICES = ("f1", "f2", "f3", "f4", "f5", "belinda", "linda")
 
 
@@ -91,7 +94,15 @@ def random_silence(rng: np.random.Generator, num_samples: int) -> tuple[np.ndarr
 
 
 def write_drawn_clip(
-    index: int, folder: Path, split: str, seed: int, num_frames: int, fps: int, size_px: int, silent: bool = False
+    index: int,
+    folder: Path,
+    split: str,
+    seed: int,
+    num_frames: int,
+    fps: int,
+    size_px: int,
+    silent: bool = False,
+    blink_rate: float = 1.0,
 ) -> dict:
     """Writes one clip with its labels and returns its row of the metadata."""
     torch.set_num_threads(1)
@@ -100,9 +111,9 @@ def write_drawn_clip(
     waveform, facts = random_silence(rng, num_samples) if silent else random_speech(rng, split, num_samples)
     # Loudness is relative to the clip, so noise alone would open the mouth.
     mouth = mouth_from_speech(np.zeros_like(waveform) if silent else waveform, WAV2VEC2_RATE_HZ, num_frames, fps)
-    person, motion = random_person(rng), random_motion(rng, num_frames, fps)
-    name, encoding = f"{split}_{index:04d}", {"crf": 10, "keyframe_interval": 30}
-    return write_labelled_clip(folder, name, person, motion, mouth, waveform, fps, size_px, encoding) | facts
+    person, motion = random_person(rng), random_motion(rng, num_frames, fps, blink_rate=blink_rate)
+    name = f"{split}_{index:04d}"
+    return write_labelled_clip(folder, name, person, motion, mouth, waveform, fps, size_px, ENCODING) | facts
 
 
 def write_labelled_clip(
@@ -196,8 +207,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Writes the dataset."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--silent", action="store_true", help="nobody speaks, and mouths stay closed")
+    parser.add_argument("--blink_rate", type=float, default=1.0, help="how much more often than people faces blink")
     args = parse_dataset_arguments(parser, arguments, num_clips=400, seconds=3.0, size=128)
-    write_dataset(args, write_drawn_clip, "drawn faces", silent=args.silent)
+    check_range("blink_rate", args.blink_rate, 0.01, 100)
+    write_dataset(args, write_drawn_clip, "drawn faces", silent=args.silent, blink_rate=args.blink_rate)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from scripts.demo.clip_figures import (
     best_lag,
     colour_error,
     correlation_or_zero,
+    encoded_alike,
     flicker,
     follow,
     joint_ratio,
@@ -54,6 +55,9 @@ def measure_pack(
     r does not depend on amplitude: for a still mouth it is one of the meter's noise, even on frames rendered with a
     closed mouth (0.19 on average). So a silenced mouth that moves by less than `STILL` counts as one that follows
     nothing. The plain r, its value by chance (with the mouths of other clips) and the movement are reported, too.
+
+    The true frames come out of a video file, and so change by its noise, too; `flicker_ratio_encoded` is that of frames
+    that have been through the same encoding.
     """
     generated = [regenerate(pipeline, clip, options) for clip in clips]
     r, mouths = follow(generated, clips)
@@ -76,6 +80,12 @@ def measure_pack(
         "hair_error": hair,
         "background_error": background,
         "flicker_ratio": np.mean([flicker(f) / flicker(clip.frames) for f, clip in zip(generated, clips)]),
+        "flicker_ratio_encoded": np.mean(
+            [
+                flicker(encoded_alike(f, float(clip.inputs.fps))) / flicker(clip.frames)
+                for f, clip in zip(generated, clips)
+            ]
+        ),
         "joint_ratio": np.mean(
             [
                 joint_ratio(f, clip.frames, options.context_frames, options.context_overlap)

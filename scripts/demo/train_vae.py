@@ -28,6 +28,7 @@ from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program, set_up_logging
 from vexpress.data.transforms import lip_mask_box
 from vexpress.training.muon import Muon
+from vexpress.weights import load_vae
 
 logger = logging.getLogger("train_vae")
 
@@ -35,14 +36,13 @@ BLOCK_OUT_CHANNELS, LAYERS_PER_BLOCK = (32, 32, 64, 64, 128), (0, 1, 1, 2, 2)
 LATENT_CHANNELS = 16
 CROP_PX = 64
 CROP_SHARE = 0.75  # of the steps of the joint phase
-LIP_PIXEL_WEIGHT, EDGE_WEIGHT = 6.0, 0.1
+LIP_PIXEL_WEIGHT, EYE_PIXEL_WEIGHT, EDGE_WEIGHT = 6.0, 6.0, 0.1
 EDGE_FLOOR, EDGE_WINDOW_PX = 0.02, 5
 COLOUR_WEIGHTS = 1.0, 6.0
 """Before and after `COLOURS_FROM` of the joint phase: shapes come first, but edges alone would leave hair its hue."""
 COLOURS_FROM = 0.65
 LATENT_NOISE, LATENT_WEIGHT = 0.1, 1e-4
 """Noise on latents while the encoder learns, and the weight of their square, as of a posterior of fixed deviation."""
-LEARNING_RATE = 0.02
 POOL_PX = 16
 VAE_HELDOUT_SEED, VAE_SEED = 2**31, 0
 
@@ -82,13 +82,13 @@ def unit_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def lip_weights(frame: DrawnFrame) -> np.ndarray:
-    """(H W) float32 weights of the loss: more around the mouth and somewhat more at the eyes."""
+    """(H W) float32 weights of the loss: more around the mouth and at the eyes."""
     weights = np.ones(frame.pixels.shape[:2], np.float32)
     x1, y1, x2, y2 = np.clip(lip_mask_box(frame.landmarks, 1.5), 0, len(weights))
     weights[y1:y2, x1:x2] = LIP_PIXEL_WEIGHT
     reach = (frame.bbox[2] - frame.bbox[0]) * 0.14
     for x, y in frame.kps[:2]:
-        weights[round(y - 0.6 * reach) : round(y + 0.6 * reach), round(x - reach) : round(x + reach)] = 2
+        weights[round(y - 0.6 * reach) : round(y + 0.6 * reach), round(x - reach) : round(x + reach)] = EYE_PIXEL_WEIGHT
     return weights
 
 
@@ -168,8 +168,8 @@ def train_vae(args: Namespace, folder: Path) -> None:
     """Trains both phases, from where the state in `folder` is; writes `joint/` and `final/`."""
     heldout_rng = np.random.default_rng(VAE_HELDOUT_SEED)
     heldout = [random_frame(heldout_rng, args.size) for _ in range(64)]
-    vae = build_vae()
-    optimizer = Muon(vae.parameters(), LEARNING_RATE)
+    vae = load_vae(args.start_path) if args.start_path else build_vae()
+    optimizer = Muon(vae.parameters(), args.learning_rate)
     rates = [group["lr"] for group in optimizer.param_groups]
     state_path, parts = folder / "state.pt", {"vae": vae, "optimizer": optimizer}
     state = load_state(state_path, **parts)
@@ -213,6 +213,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Trains both phases."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", required=True, type=Path)
+    parser.add_argument("--start_path", type=Path, help="autoencoder to go on from; unset: from nothing")
+    parser.add_argument("--learning_rate", type=float, default=0.02)
     parser.add_argument("--joint_steps", type=int, default=5600)
     parser.add_argument("--decoder_steps", type=int, default=2500)
     parser.add_argument("--batch_size", type=int, default=8, help="pictures per step; twice as many crops")

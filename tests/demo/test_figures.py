@@ -4,6 +4,8 @@ Mouths are measured by colour, without our networks; limits are those the pack m
 figures.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from scripts.demo.clip_figures import (
     abs_r_unless_still,
     best_lag,
     colour_error,
+    encoded_alike,
     flicker,
     follow,
     joint_ratio,
@@ -20,6 +23,8 @@ from scripts.demo.clip_figures import (
     swapped_difference,
 )
 from scripts.demo.heldout_clips import regenerate, silenced
+from scripts.demo.measure_attributes import MEASURED, SEED, asked_of
+from scripts.demo.measure_attributes import follow as follow_attributes
 from scripts.demo.mouth_meter import measure_mouth
 from tests.demo.pack import PACK_DIR, clips, options, pipeline  # noqa: F401
 from vexpress.media.faces import FaceAnalyzer
@@ -48,7 +53,7 @@ def test_the_meter_reads_true_frames(clips):  # noqa: F811
 def test_aperture_and_width_follow_the_speech(followed):
     aperture, width = followed[0].mean(axis=0)
     assert aperture >= 0.955
-    assert width >= 0.80
+    assert width >= 0.85
 
 
 @pytest.mark.long
@@ -97,10 +102,27 @@ def test_colours_are_the_persons(made, clips):  # noqa: F811
     assert np.mean([colour_error(frames, clip) for frames, clip in zip(made, clips)], axis=0).max() < 15
 
 
-def test_it_does_not_flicker(made, clips):  # noqa: F811
-    assert np.mean([flicker(frames) / flicker(clip.frames) for frames, clip in zip(made, clips)]) < 1.1
+def test_frames_change_as_much_as_the_true_ones(made, clips):  # noqa: F811
+    pairs = list(zip(made, clips))
+    encoded = [encoded_alike(frames, float(clip.inputs.fps)) for frames, clip in pairs]  # as the true ones were
+    assert 0.9 <= np.mean([flicker(frames) / flicker(clip.frames) for frames, (_, clip) in zip(encoded, pairs)]) <= 1.1
+    assert np.mean([flicker(frames) / flicker(clip.frames) for frames, clip in pairs]) < 1.1
 
 
 def test_windows_join_unseen(made, clips, options):  # noqa: F811
     sizes = options.context_frames, options.context_overlap
     assert np.mean([joint_ratio(frames, clip.frames, *sizes) for frames, clip in zip(made, clips)]) <= 1.10
+
+
+def test_lids_gaze_brows_and_smile_do_what_is_asked(pipeline, clips, options):  # noqa: F811
+    found = []
+    for number, clip in enumerate(clips[:NUM_CLIPS]):
+        asked = asked_of(clip, number, SEED)
+        told = replace(clip, inputs=replace(clip.inputs, attributes=torch.from_numpy(asked)))
+        found.append(follow_attributes(regenerate(pipeline, told, options), clip.kps, asked, clip.mouth))
+    r = dict(zip(MEASURED, np.nanmean(found, axis=0)))
+    assert min(r["lid_left"], r["lid_right"]) >= 0.95
+    assert r["gaze_x"] >= 0.9
+    assert r["gaze_y"] >= 0.6  # the meter reads 0.84 of frames that are drawn so
+    assert min(r["brows"], r["smile"]) >= 0.8
+    assert r["aperture"] >= 0.955  # the mouth still follows the speech

@@ -6,10 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vexpress.benchmarks import flops, full_run, loading, presets, startup
+from vexpress.benchmarks import flops, full_run, loading, memory, presets, startup
 from vexpress.benchmarks.measuring import Stopwatch, Table, take_turns
 from vexpress.benchmarks.random_networks import build_pipeline
-from vexpress.benchmarks.settings import BENCHMARKS, FlopsSettings, FullRunSettings, StartupSettings, UNetSettings
+from vexpress.benchmarks.settings import (
+    BENCHMARKS,
+    FlopsSettings,
+    FullRunSettings,
+    MemorySettings,
+    StartupSettings,
+    UNetSettings,
+)
 from vexpress.benchmarks.unet import build_denoisers
 from vexpress.cli import benchmark
 from vexpress.cli.program import run_program
@@ -58,6 +65,12 @@ def test_autoencoder(capsys):
     for name, (_, ratio, difference) in rows.items():
         assert float(difference) < 1e-5
         assert ratio == "1.000" or "channels last" in name
+
+
+def test_memory_of_joint_sampling():
+    ((row, growth),) = memory.measure_joint(MemorySettings(fps=2.0))
+    assert row == "joint, ddim, 512x512, growth per minute"
+    assert float(growth) < 130
 
 
 def test_conditions_of_the_denoising_step_count():

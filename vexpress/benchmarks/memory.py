@@ -68,7 +68,8 @@ def measure_joint(settings: MemorySettings) -> list[list[str]]:
         scheduler = build_scheduler(settings.scheduler)
         scheduler.set_timesteps(2)
         latents = torch.zeros(1, 4, minutes * num_frames, 64, 64).normal_()
-        sample(lambda noisy, timestep, windows: noisy, latents, scheduler, context_windows(latents.shape[2], 24, 4))
+        windows = context_windows(latents.shape[2], 24, 4)
+        sample(lambda noisy, timestep, windows, carried: noisy, latents, scheduler, windows)
         del latents
         peaks.append(process_memory("VmHWM"))
     return [[f"joint, {settings.scheduler}, 512x512, growth per minute", f"{(peaks[1] - peaks[0]) / MB:.1f}"]]

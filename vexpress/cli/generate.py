@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vexpress.cli.adapters import add_adapter_flags
 from vexpress.cli.parser import ArgumentParser, add_options
-from vexpress.cli.program import set_up_logging, torchrun_processes
+from vexpress.cli.program import resting_collector, set_up_logging, torchrun_processes
 from vexpress.errors import InputError
 from vexpress.files import check_output_path, replacing
 from vexpress.model_folder import DEFAULT_MODEL_DIR, EMBEDDED_MODEL_DIR, LAYOUT, ModelPaths, choose_model_dir
@@ -146,7 +146,8 @@ def options_of(args: Namespace, table: type) -> SamplingOptions | MotionOptions:
 def main(arguments: list[str] | None = None) -> None:
     """Files -> tensors -> video file."""
     args = parse_arguments(arguments)
-    import torch  # the parser above answers without it
+    with resting_collector():
+        import torch  # the parser above answers without it
 
     from vexpress.devices import process_number
 
@@ -230,14 +231,15 @@ def load_pipeline(
 
 def make_video(args: Namespace, rank: int) -> None:
     """The work, as one of the processes that share it; process 0 writes."""
-    import torch
+    with resting_collector():
+        import torch
 
-    from vexpress.cli.frames_bar import FramesBar
-    from vexpress.devices import resolve_device, resolve_dtype
-    from vexpress.media.mtcnn import load_face_detector
-    from vexpress.media.sheets import frame_numbers, remember
-    from vexpress.media.video import write_video
-    from vexpress.request import Request, SpeechMotion, prepare_request
+        from vexpress.cli.frames_bar import FramesBar
+        from vexpress.devices import resolve_device, resolve_dtype
+        from vexpress.media.mtcnn import load_face_detector
+        from vexpress.media.sheets import frame_numbers, remember
+        from vexpress.media.video import write_video
+        from vexpress.request import Request, SpeechMotion, prepare_request
 
     # 1. inputs, before any network is loaded
     options = args.sampling

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from scripts.demo import measure_pack
-from scripts.demo.clip_figures import abs_r_unless_still, best_lag, correlation_or_zero, flicker, joint_ratio
-from scripts.demo.drawn_faces import probe_errors
+from scripts.demo.clip_figures import (
+    abs_r_unless_still,
+    best_lag,
+    correlation_or_zero,
+    encoded_alike,
+    flicker,
+    joint_ratio,
+)
+from scripts.demo.drawn_faces import probe_errors, render_frame
+from scripts.demo.drawn_people import random_motion, random_person
 from scripts.demo.heldout_clips import load_heldout_clips, silenced
 from tests.demo.pack import PACK_PX
 from vexpress.cli.program import run_program
@@ -38,6 +46,17 @@ def test_colours_are_compared_at_the_probes_alone():
     pixels[4:7, 9:12] = 110
     np.testing.assert_allclose(probe_errors(pixels, true, np.array([(10, 5), (3, 15), (15, 15)])), [10, 0, 0])
     assert flicker(np.stack([true, pixels])) == pytest.approx(10 * 9 / 400)
+
+
+def test_a_drawn_clip_changes_more_than_what_was_drawn_and_as_much_as_that_encoded():
+    """Which is why frames that come from no file are compared after the same encoding."""
+    rng = np.random.default_rng(0)
+    person, motion = random_person(rng), random_motion(rng, 12, 30)
+    drawn = np.stack([render_frame(person, motion.row(i), np.array([0.3, 0.5]), PACK_PX).pixels for i in range(12)])
+    in_file = encoded_alike(drawn, 30)
+    assert in_file.shape == drawn.shape and np.abs(in_file.astype(int) - drawn).mean() < 3
+    assert flicker(in_file) > 1.1 * flicker(drawn)
+    assert flicker(encoded_alike(in_file, 30)) == pytest.approx(flicker(in_file), rel=0.05)
 
 
 def test_joints_are_where_windows_meet():
