@@ -43,7 +43,7 @@ def encode_audio(
 
     A clip longer than `WHOLE_CLIP_SECONDS`, or than what the encoder takes at once, is encoded in overlapping chunks.
     The group norm of wav2vec2's first layer and all attention span what they are given, so chunks are close to the
-    whole clip's result and not equal to it; README, "Long audio", states the difference measured.
+    whole clip's result and not equal to it; docs/inference.md, "Long audio", states the difference measured.
 
     Args:
         encoder: any of `vexpress.audio_encoders`, on any device, in any dtype.

@@ -105,7 +105,7 @@ class ModelPaths:
         looked = " or ".join(map(str, candidates))
         raise InputError(
             f"model file not found: {looked}; point `model_dir` or `{name}` to it, "
-            "or fetch the released models with `python scripts/download_models.py`"
+            "or fetch the released models with `vexpress download`"
         )
 
 

@@ -159,6 +159,20 @@ class SpeechMotion:
         return motion_from_speech(self.network, states, num_frames, options.fps, options.seed, strength)
 
 
+def check_attributes(motion: MotionOptions, has_attributes: bool) -> None:
+    """Checks that a model knows the attributes that are asked for.
+
+    Raises:
+        InputError: it knows none.
+    """
+    asked = asked_attributes(motion)
+    if asked and not has_attributes:
+        problem = (
+            "the model folder has no v-express/attribute_projection; leave it out, or train one, see docs/motion.md"
+        )
+        raise InputError(problem, asked[0], getattr(motion, asked[0]))
+
+
 def prepare_request(
     request: Request,
     options: SamplingOptions,
@@ -179,12 +193,7 @@ def prepare_request(
         InputError: a file cannot be used, there is no face, or the inputs do not go together.
     """
     is_natural = _moves_by_itself(request, build_motion is not None)
-    asked = asked_attributes(request.motion)
-    if asked and not has_attributes:
-        problem = (
-            "the model folder has no v-express/attribute_projection; leave it out, or train one, see docs/motion.md"
-        )
-        raise InputError(problem, asked[0], getattr(request.motion, asked[0]))
+    check_attributes(request.motion, has_attributes)
     read_curves(request.motion)  # before anything that takes long
     if request.kps is None and request.strategy != "fix_face":
         raise InputError(f"`retarget_strategy` {request.strategy} needs `kps_path`; without one use fix_face")

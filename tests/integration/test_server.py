@@ -15,6 +15,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 from starlette.testclient import TestClient  # noqa: E402
@@ -272,7 +273,6 @@ MALFORMED = {
 
 
 def grey() -> bytes:
-    from PIL import Image
 
     file = io.BytesIO()
     Image.new("RGB", (128, 128), (120, 120, 120)).save(file, "PNG")
@@ -441,10 +441,21 @@ def test_a_live_stream_as_pictures_with_times(client):
     assert all(piece[8:10] == b"\xff\xd8" for piece in pieces)
 
 
+def test_a_live_stream_closes_its_eyes_when_asked(client):
+    def first_picture(**attributes: str) -> np.ndarray:
+        _, pieces = stream(client, output="jpeg", **attributes)
+        return np.asarray(Image.open(io.BytesIO(pieces[0][8:]))).astype(int)
+
+    plain, again, closed = (first_picture(blink=lids) for lids in ("1", "1", "0"))
+    assert np.array_equal(plain, again)
+    assert np.abs(plain - closed).max() > 20
+
+
 @pytest.mark.parametrize(
     ("first", "field"),
     [
         ({"output": "avi"}, "output"),
+        ({"smile": "wide"}, "smile"),
         ({"encoding": "mp3"}, "encoding"),
         ({"sampling_rate": 1}, "sampling_rate"),
         ({"channels": 9}, "channels"),

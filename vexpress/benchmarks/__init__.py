@@ -1,1 +1,1 @@
-"""Benchmarks: small programs that each measure one thing, with random weights, so that nothing needs a download."""
+"""Benchmarks: small programs that each measure one thing, on random weights or the demo pack: no downloads."""

@@ -1,4 +1,4 @@
-"""Measures speed and memory with random weights, so that nothing needs a download. Each benchmark prints a table.
+"""Measures speed and memory on random weights or the demo pack: no downloads. Each benchmark prints a table.
 
 vexpress benchmark unet        # a denoising step, with each of our savings
 vexpress benchmark autoencoder # encoding and decoding, in both layouts of memory

@@ -20,7 +20,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 class ArgumentParser(argparse.ArgumentParser):
     """Parses flags; a mistake is an `InputError`, and the value of a flag may start with a dash.
 
-    `last` is the parser that read this process's command line: its flags are the names that errors use. `parsed` is
+    `last` is the parser that read a command line last: its flags are the names that errors use. `parsed` is
     what it read.
     """
 

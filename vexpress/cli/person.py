@@ -30,6 +30,8 @@ logger = logging.getLogger("person")
 DEFAULT_CONFIG = Path("training_configs/person.yaml")
 PREPARING = tuple(field for field in fields(PrepareSettings) if field.name not in ("size", "format"))
 MOST_PRIOR_CLIPS = 64
+FILES = ("insightface_model_path", "syncnet_path")
+"""Flags of `vexpress prepare` beside its options."""
 
 
 def build_parser() -> ArgumentParser:
@@ -42,6 +44,8 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--prior_meta_path", type=Path, help="metadata JSON of clips of others, to be mixed in")
     parser.add_argument("--prior_share", type=float, default=0.25, help="of the samples, that are of these others")
     parser.add_argument("--dry_run", action="store_true", help="print what would be trained, and stop")
+    for name in FILES:
+        parser.add_argument(f"--{name}", help="as `vexpress prepare` has it; unset: of --model_dir")
     add_options(parser.add_argument_group("clips; unset: as `vexpress prepare` has them"), PREPARING, default=SUPPRESS)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change of the configuration; repeatable"
@@ -138,6 +142,7 @@ def prepare_arguments(args: Namespace, size: int) -> list[str]:
     """The flags of `vexpress prepare`."""
     folders = {"input_dir": args.output_dir / "source", "output_dir": args.output_dir / "data"}
     flags = [f"--{name}={path}" for name, path in (folders | {"model_dir": args.model_dir, "size": size}).items()]
+    flags += [f"--{name}={path}" for name in FILES if (path := getattr(args, name)) is not None]
     for field in PREPARING:
         if hasattr(args, field.name):
             value = getattr(args, field.name)

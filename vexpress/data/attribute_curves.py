@@ -69,12 +69,11 @@ class Curve:
     values: np.ndarray
     times: np.ndarray | None = None
 
-    def at_frames(self, num_frames: int, fps: float) -> np.ndarray:
-        """(num_frames c) float32: linear between points, and held beyond the ends."""
+    def at_frame(self, number: int, fps: float) -> np.ndarray:
+        """(c,) float32: linear between points, and held beyond the ends."""
         if self.times is None:
-            return self.values[np.minimum(np.arange(num_frames), len(self.values) - 1)]
-        seconds = np.arange(num_frames) / fps
-        return np.stack([np.interp(seconds, self.times, column) for column in self.values.T], 1).astype(np.float32)
+            return self.values[min(number, len(self.values) - 1)]
+        return np.float32([np.interp(number / fps, self.times, column) for column in self.values.T])
 
 
 def asked_attributes(motion: MotionOptions) -> list[str]:
@@ -98,29 +97,36 @@ def read_curves(motion: MotionOptions, reads_files: bool = True) -> dict[str, Cu
     return {name: _read_curve(name, text.strip(), reads_files) for name, text in texts.items()}
 
 
-def make_attributes(motion: MotionOptions, num_frames: int, fps: float, seed: int) -> np.ndarray:
+class AskedAttributes:
     """The attributes of each frame; lids blink naturally unless the options say otherwise, what they leave open is NaN.
 
     Args:
         motion: the options.
-        num_frames: of the video.
         fps: frames per second.
         seed: of natural blinks.
-
-    Returns:
-        (num_frames 6) float32.
+        reads_files: as of `read_curves`.
 
     Raises:
         InputError: as `read_curves`.
     """
-    blinks = NaturalBlinks(seed, fps)
-    result = np.stack([blinks.attributes(number) for number in range(num_frames)])
-    curves, start = read_curves(motion), 0
-    for name, columns in COLUMNS.items():
-        if name in curves:
-            result[:, start : start + len(columns)] = curves[name].at_frames(num_frames, fps)
-        start += len(columns)
-    return result
+
+    def __init__(self, motion: MotionOptions, fps: float, seed: int, reads_files: bool = True):
+        self._fps, self._blinks, self._curves = float(fps), NaturalBlinks(seed, fps), read_curves(motion, reads_files)
+
+    def __call__(self, number: int) -> np.ndarray:
+        """(6,) float32 of a frame."""
+        result, start = self._blinks.attributes(number), 0
+        for name, columns in COLUMNS.items():
+            if name in self._curves:
+                result[start : start + len(columns)] = self._curves[name].at_frame(number, self._fps)
+            start += len(columns)
+        return result
+
+
+def make_attributes(motion: MotionOptions, num_frames: int, fps: float, seed: int) -> np.ndarray:
+    """(num_frames 6) float32 of a video whose length is known, see `AskedAttributes`."""
+    asked = AskedAttributes(motion, fps, seed)
+    return np.stack([asked(number) for number in range(num_frames)])
 
 
 def _bounds(name: str) -> tuple[float, float]:

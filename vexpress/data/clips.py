@@ -107,7 +107,7 @@ def read_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int) 
         if size != needed_size or found < num_frames:
             raise InputError(
                 f"cached latents {latents_path}: {found} frames of {size}, needed are {num_frames} of {needed_size}; "
-                "make them again with scripts/prepare_dataset/cache_latents.py"
+                "make them again with `vexpress cache-latents`"
             )
     return Clip(
         record=record,

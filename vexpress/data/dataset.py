@@ -237,7 +237,7 @@ class TalkingFaceDataset(Dataset):
 
 def _check_config(config: DataConfig, latent_downsampling: int) -> None:
     if not config.meta_paths:
-        raise InputError("data.meta_paths is empty; name the metadata JSON of scripts/prepare_dataset")
+        raise InputError("data.meta_paths is empty; name the metadata JSON of `vexpress prepare`")
     for key in ("train_width", "train_height"):
         if getattr(config, key) % latent_downsampling:
             raise InputError(

@@ -48,7 +48,7 @@ def read_latents_shape(path: str | os.PathLike) -> tuple[int, int, int, int]:
             num_frames, num_channels, height, width = shape
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(
-            f"cached latents {path}: missing or damaged; make them with scripts/prepare_dataset/cache_latents.py"
+            f"cached latents {path}: missing or damaged; make them with `vexpress cache-latents`"
         ) from error
     return num_frames, num_channels, height, width
 

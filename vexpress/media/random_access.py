@@ -14,7 +14,7 @@ from vexpress.media.display import to_pixels
 
 # Decoders of FFmpeg that can be told, packet by packet, to leave out frames that no other is predicted from.
 SKIPPING_DECODERS = ("h264", "hevc")
-VERIFY_ADVICE = "check the data set with scripts/prepare_dataset/verify_dataset.py"
+VERIFY_ADVICE = "check a data set with `vexpress verify`"
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class PipelineAdapters(PipelineParts):
         try:
             super().save_pretrained(*args, **kwargs)
         finally:
-            self._lay_out_autoencoders(torch.channels_last)
+            self._lay_out_autoencoders(self._memory_format)
 
     @property
     def _networks(self) -> dict[str, nn.Module]:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
+from vexpress.data.attribute_curves import AskedAttributes
 from vexpress.devices import resolve_device, resolve_dtype
 from vexpress.diffusion.schedule import build_scheduler
 from vexpress.media.audio import Audio
@@ -162,13 +164,20 @@ class Engine:
         return self.turns.each(made())
 
     def live(
-        self, portrait: Image.Image, kps: Tensor, chunks: Iterator[np.ndarray], options: SamplingOptions, watch: Watch
+        self,
+        portrait: Image.Image,
+        kps: Tensor,
+        motion: MotionOptions,
+        chunks: Iterator[np.ndarray],
+        options: SamplingOptions,
+        watch: Watch,
     ) -> Iterator[np.ndarray]:
         """Makes frames while sound comes in.
 
         Args:
             portrait: RGB, at the size of the video.
             kps: (f 3 2) px, run through back and forth.
+            motion: whose lids, gaze, brows and smile count.
             chunks: sound, (n,) float32 each, at the encoder's rate; the last frame is that of the last sample.
             options: how to sample.
             watch: told of the work.
@@ -192,8 +201,18 @@ class Engine:
 
         def made() -> Iterator[np.ndarray]:
             points = lambda number: kps[_back_and_forth(number, len(kps))]  # noqa: E731
+            attributes = None
+            if self.paths.has_attributes:
+                asked = AskedAttributes(motion, options.fps, options.seed, reads_files=False)
+                attributes = lambda number: torch.from_numpy(asked(number))  # noqa: E731
             for frame, _ in pipeline.stream(
-                portrait, heard(), points, fps=options.fps, look_ahead_seconds=LOOK_AHEAD_SECONDS, options=options
+                portrait,
+                heard(),
+                points,
+                attributes=attributes,
+                fps=options.fps,
+                look_ahead_seconds=LOOK_AHEAD_SECONDS,
+                options=options,
             ):
                 yield frame
 
@@ -208,7 +227,7 @@ class Engine:
         inputs = self.prepare(request, options)
         for is_measured in (False, True):  # the first one loads what is loaded late
             started = time.monotonic()
-            frames = self.live(inputs.portrait, inputs.kps, iter([sound]), options, Watch())
+            frames = self.live(inputs.portrait, inputs.kps, request.motion, iter([sound]), options, Watch())
             next(frames)
             if is_measured:
                 first = time.monotonic() - started

@@ -20,7 +20,7 @@ from torch import Tensor
 from vexpress.errors import InputError
 from vexpress.media.keypoints import load_kps
 from vexpress.provenance import video_metadata
-from vexpress.request import prepare_kps, prepare_portrait
+from vexpress.request import check_attributes, prepare_kps, prepare_portrait
 from vexpress.server.boxes import Inbox, Outbox
 from vexpress.server.problems import Problem
 from vexpress.server.requests import VideoRequest, collect, follow_face
@@ -92,6 +92,7 @@ class LiveSession:
             )
         if wanted.motion.paste_back:
             raise InputError("is for videos, not for live streams", "paste_back")
+        check_attributes(wanted.motion, engine.paths.has_attributes)
         prepared = wanted.prepared_without_motion()
         sequence = None
         if "kps" in wanted.files:
@@ -141,7 +142,7 @@ class LiveSession:
         reader, clock = SoundReader(self.form), Clock()
         played = PlayedSound(reader.rate, playable_rate(reader.rate))
         chunks = self._chunks(reader, played, clock)
-        frames = engine.live(self.portrait, self.kps, chunks, options, Watch(self._check))
+        frames = engine.live(self.portrait, self.kps, self.request.motion, chunks, options, Watch(self._check))
         metadata = video_metadata(engine.model_dir, options, self.request.motion, engine.lora)
         file = None
         if self.output == "mp4":

@@ -36,11 +36,12 @@ def find_face(path: Path, service: Service) -> dict[str, Any]:
     faces = service.engine.detector.detect(np.asarray(image))
     if not faces:
         raise Problem(422, "no face was found; give a picture with one clear frontal face", "portrait")
-    box = faces[0].bbox
+    box, options = faces[0].bbox, service.engine.defaults
+    framing = ADVISED_PORTRAIT_PX, options.crop_scale, options.crop_face_height
     return {
         "width": image.width,
         "height": image.height,
         "num_faces": len(faces),
         "face": [round(float(value), 1) for value in box],
-        "crop": list(head_and_shoulders_box(box, image.width, image.height, ADVISED_PORTRAIT_PX)),
+        "crop": list(head_and_shoulders_box(box, image.width, image.height, *framing)),
     }

@@ -39,7 +39,7 @@ class StudentParts(RandomParts):
 
 
 class Distillation:
-    """What both objectives have in common: noise of the teacher's kind, held frames, and how errors are weighed.
+    """What the objectives have in common: noise of the teacher's kind, held frames, and how errors are weighed.
 
     Args:
         config: of the stage.

@@ -138,6 +138,20 @@ def load_animatediff_motion(unet: DenoisingUNet, path: Path) -> Report:
     return load_mapped(unet, weights, f"motion modules from {path}")
 
 
+def model_folder_of(folder: str | Path, field: str) -> ModelPaths:
+    """Files of the networks in a model folder.
+
+    Raises:
+        InputError: one is missing; the configuration's `field` is named.
+    """
+    try:
+        return ModelPaths.from_model_dir(folder, networks_only=True)
+    except InputError as error:
+        missing = error.problem.split(";")[0]
+        problem = f"is no model folder ({missing}); run the stage before, or name its export"
+        raise InputError(problem, field, folder) from error
+
+
 def build_training_networks(config: TrainConfig) -> TrainingNetworks:
     """Builds the networks and gives them the weights that a stage starts from, in fp32.
 
@@ -153,7 +167,7 @@ def build_training_networks(config: TrainConfig) -> TrainingNetworks:
         )
     torch.manual_seed(config.seed)  # for what no file gives
     if init.source == "stage":
-        networks = TrainingNetworks(**load_networks(ModelPaths.from_model_dir(init.path, networks_only=True)))
+        networks = TrainingNetworks(**load_networks(model_folder_of(init.path, "init.path")))
     else:
         networks = _build_new(config)
         if init.source == "unet":

@@ -24,7 +24,7 @@ class RandomParts:
         timesteps: (b,) int64.
         reference_keep: (b f) float32, 0 where the reference is dropped, 1 elsewhere. Likewise the others.
         kps_keep: (b f).
-        audio_keep: (b f); as released, audio is dropped only together with all else.
+        audio_keep: (b f); as released with all else alone, or by itself at `data.audio_drop_rate`.
         attribute_keep: (b f 6), of attributes.
         any_keep: (b f), 0 where all conditions together are dropped.
     """

@@ -12,11 +12,11 @@ from vexpress.diffusion.guidance import Denoise, guided
 from vexpress.diffusion.rolling import roll
 from vexpress.diffusion.schedule import DETERMINISTIC, build_scheduler
 from vexpress.errors import InputError
-from vexpress.model_folder import ModelPaths
 from vexpress.models import Conditions
 from vexpress.models.attributes import ATTRIBUTES
 from vexpress.options import SamplingOptions, load_model_defaults
 from vexpress.training.config import TrainConfig
+from vexpress.training.initialize import model_folder_of
 from vexpress.training.stages import TrainingNetworks
 from vexpress.weights import load_networks
 
@@ -98,7 +98,8 @@ class Teacher:
         Raises:
             InputError: a file is missing or does not fit, or see `teacher_values`.
         """
-        paths = ModelPaths.from_model_dir(teacher_folder(config), networks_only=True)
+        field = "distill.teacher_path" if config.distill.teacher_path else "init.path"
+        paths = model_folder_of(teacher_folder(config), field)
         networks = TrainingNetworks(**load_networks(paths, dtype, device)).requires_grad_(False).eval()
         return cls(networks, teacher_options(config), config.enable_zero_snr)
 

@@ -117,3 +117,18 @@ def test_example_workflows_hold_our_nodes_and_pictures(schemas):
         graphs = [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
         types = {node["type"] for graph in graphs for node in graph["nodes"]}
         assert {name for name in types if name.startswith("VExpress")} <= set(schemas) and types & set(schemas)
+
+
+def test_example_workflows_sample_as_the_embedded_model_wants():
+    wanted = json.loads((ROOT / "vexpress" / "demo_pack" / "inference_defaults.json").read_text())
+    for path in (ROOT / "example_workflows").glob("*.json"):
+        workflow = json.loads(path.read_text())
+        graphs = [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
+        samplers = [node for graph in graphs for node in graph["nodes"] if node["type"].startswith("VExpress_Sample")]
+        for node in samplers:
+            names = [entry["widget"]["name"] for entry in node["inputs"] if "widget" in entry]
+            names.insert(names.index("seed") + 1, "what ComfyUI does with the seed")
+            values = dict(zip(names, node["widgets_values"], strict=True))
+            shared = wanted.keys() & values.keys()
+            assert len(shared) > 10
+            assert {name: values[name] for name in shared} == {name: wanted[name] for name in shared}, path
