@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from vexpress import options
 from vexpress.benchmarks import flops, full_run, loading, memory, presets, startup
 from vexpress.benchmarks.measuring import Stopwatch, Table, take_turns
 from vexpress.benchmarks.random_networks import build_pipeline
@@ -175,12 +176,15 @@ def test_a_pass_with_the_first_level_alone_costs_less():
 
 
 def test_presets_and_a_live_stream(capsys, monkeypatch):
-    monkeypatch.setattr(presets, "PRESETS", {name: {"num_inference_steps": 1} for name in ("released", "other")})
+    quick = {name: {"num_inference_steps": 1, "sampling": "joint"} for name in ("released", "other")}
+    for module in (options, presets):
+        monkeypatch.setattr(module, "PRESETS", quick)
     monkeypatch.setattr(presets, "SCALES", (1,))
     benchmark.main(["presets", "--num_frames", "2", "--repeats", "1"])
     rows = table(capsys)
     assert rows["released"][1:] == ["1.000", "-"]
     assert rows["other"][2] == "inf"  # the same sampler's frames
+    monkeypatch.undo()
     benchmark.main(["live", "--seconds", "1", "--num_inference_steps", "1", "--repeats", "1"])
     rows = table(capsys)
     assert float(rows["speech heard until then"][0].split()[0]) >= 0.5  # a window's, of 16 frames

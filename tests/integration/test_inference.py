@@ -265,7 +265,7 @@ def test_missing_files_and_folders(files, tmp_path, flag, capsys):
 def test_missing_model_folder(files, tmp_path, capsys):
     message = error({**files, "--model_dir": tmp_path / "nothing"}, capsys)
     assert "nothing/" in message
-    assert "download_models.py" in message
+    assert "`vexpress download`" in message
 
 
 def test_missing_face_models_are_said_at_once(files, tmp_path, capsys):
