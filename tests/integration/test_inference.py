@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +263,17 @@ def test_missing_files_and_folders(files, tmp_path, flag, capsys):
         assert flag in message
 
 
+def test_a_student_with_other_steps_than_it_learned_is_told(files, tmp_path, capsys):
+    folder = shutil.copytree(files["--model_dir"], tmp_path / "student")
+    (folder / "inference_defaults.json").write_text(
+        '{"sampling": "rolling", "num_inference_steps": 1, "context_frames": 4, "context_overlap": 1}'
+    )
+    told = "--num_inference_steps 2: this student learned 1"
+    for steps in (None, 1, 2):
+        assert run({**files, "--model_dir": folder, "--num_inference_steps": steps}) == 0
+        assert (told in capsys.readouterr().err) == (steps == 2)
+
+
 def test_missing_model_folder(files, tmp_path, capsys):
     message = error({**files, "--model_dir": tmp_path / "nothing"}, capsys)
     assert "nothing/" in message
@@ -383,7 +395,6 @@ def test_an_input_is_never_overwritten(files, capsys):
 
 
 def test_weights_missing_in_a_library_model_are_an_error(files, tmp_path, model_dir, capsys):
-    import shutil
 
     import safetensors.torch
 
