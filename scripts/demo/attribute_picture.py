@@ -49,11 +49,11 @@ def asked_faces(pipeline: VExpressPipeline, clip: HeldoutClip, options: Sampling
     eyes, faces = clip.kps[0, :2], []
     corners = eyes.mean(0) + CROP * np.linalg.norm(eyes[1] - eyes[0])
     (left, top), (right, bottom) = np.clip(corners, 0, len(clip.frames[0])).round().astype(int)
+    inputs = silenced(clip).inputs
+    inputs = replace(inputs, kps=inputs.kps[:1].expand(options.context_frames, -1, -1))
     for changes in FACES.values():
         asked = np.tile([(REST | changes)[name] for name in ATTRIBUTES], (options.context_frames, 1)).astype(np.float32)
-        inputs = silenced(clip).inputs
-        kps = inputs.kps[:1].expand(len(asked), -1, -1)
-        told = replace(clip, inputs=replace(inputs, kps=kps, attributes=torch.from_numpy(asked)))
+        told = replace(clip, inputs=replace(inputs, attributes=torch.from_numpy(asked)))
         faces.append(regenerate(pipeline, told, options)[len(asked) // 2, top:bottom, left:right])
     return faces
 

@@ -4,7 +4,7 @@
 #   apt-get install espeak-ng && scripts/demo/build_demo_pack.sh
 #   scripts/demo/build_demo_pack.sh --continue  # from the pack that is there: its autoencoder and student learn on
 #
-# Some three hours and a half on two cores, two to continue; all work is in runs/demo. Parts that do not need each other
+# Some four hours on two cores, two to continue; all work is in runs/demo. Parts that do not need each other
 # run side by side.
 # The same command resumes: each finished part leaves runs/demo/done/PART, with the seconds that its last run took.
 set -euo pipefail

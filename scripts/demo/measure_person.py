@@ -19,7 +19,7 @@ from scripts.demo.clip_figures import colour_error, follow
 from scripts.demo.drawn_people import mouth_from_speech, random_motion
 from scripts.demo.drawn_styles import random_styled_person
 from scripts.demo.heldout_clips import HeldoutClip, load_heldout_clips, regenerate
-from scripts.demo.make_drawn_dataset import random_speech, write_labelled_clip
+from scripts.demo.make_drawn_dataset import ENCODING, random_speech, write_labelled_clip
 from vexpress.cli import person as person_command
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program, set_up_logging
@@ -46,8 +46,8 @@ def write_person(index: int, folder: Path, size_px: int) -> None:
         num_frames = seconds * FPS
         waveform, _ = random_speech(rng, "train" if part == "train" else "heldout", round(seconds * WAV2VEC2_RATE_HZ))
         mouth = mouth_from_speech(waveform, WAV2VEC2_RATE_HZ, num_frames, FPS)
-        motion, encoding = random_motion(rng, num_frames, FPS), {"crf": 10, "keyframe_interval": 30}
-        row = write_labelled_clip(folder / part, part, someone, motion, mouth, waveform, FPS, size_px, encoding)
+        motion = random_motion(rng, num_frames, FPS)
+        row = write_labelled_clip(folder / part, part, someone, motion, mouth, waveform, FPS, size_px, ENCODING)
         (folder / part / "metadata.json").write_text(json.dumps([row]))
 
 

@@ -395,7 +395,6 @@ def test_an_input_is_never_overwritten(files, capsys):
 
 
 def test_weights_missing_in_a_library_model_are_an_error(files, tmp_path, model_dir, capsys):
-
     import safetensors.torch
 
     for flag, name, file_name in (

@@ -273,7 +273,6 @@ MALFORMED = {
 
 
 def grey() -> bytes:
-
     file = io.BytesIO()
     Image.new("RGB", (128, 128), (120, 120, 120)).save(file, "PNG")
     return file.getvalue()
@@ -343,15 +342,16 @@ def test_ids_are_no_paths(client):
 
 
 def test_cancel_ends_a_running_job_within_a_window(client):
-    job_id = submit(client, num_inference_steps="100", fps="25")
+    slow = {"image_width": "256", "image_height": "256", "context_frames": "16"}  # a window outlasts a request
+    job_id = submit(client, num_inference_steps="100", fps="25", **slow)
     for _ in range(400):
         progress = client.get(f"/v1/videos/{job_id}").json()["progress"]
         if progress and progress["share"] > 0:
             break
         time.sleep(0.02)
     watch = client.app.state.service.worker.progress[job_id].watch
+    before = watch.done
     assert client.delete(f"/v1/videos/{job_id}").json()["state"] == "cancelled"
-    before = watch.done  # not earlier: while the request is on its way, windows of a few milliseconds go on
     for _ in range(400):
         if job_id not in client.app.state.service.worker.progress:
             break

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -203,8 +202,7 @@ class Engine:
             points = lambda number: kps[_back_and_forth(number, len(kps))]  # noqa: E731
             attributes = None
             if self.paths.has_attributes:
-                asked = AskedAttributes(motion, options.fps, options.seed, reads_files=False)
-                attributes = lambda number: torch.from_numpy(asked(number))  # noqa: E731
+                attributes = AskedAttributes(motion, options.fps, options.seed, reads_files=False)
             for frame, _ in pipeline.stream(
                 portrait,
                 heard(),
