@@ -99,7 +99,7 @@ class PipelineParts(DiffusionPipeline):
         self._memory_format = torch.contiguous_format  # of autoencoders, which training may own
 
     def _with_fast_autoencoders(self) -> "PipelineParts":
-        """This pipeline, with a layout of memory in which autoencoders take 0.7 to 0.85 of the time on a CPU."""
+        """This pipeline, with a layout of memory in which autoencoders are faster on a CPU, see docs/speed.md."""
         self._memory_format = torch.channels_last
         self._lay_out_autoencoders(self._memory_format)
         return self
