@@ -313,7 +313,7 @@ def test_bad_input_is_one_line(config_path, tmp_path, capsys):
         "module_training={reference_net: false, denoising_unet: false, v_kps_guider: false, audio_projection: false}": (
             "module_training: leaves nothing to train in stage_3"
         ),
-        "solver.fsdp=true": "need CUDA devices",
+        "solver.fsdp=true": "solver.fsdp several processes",
         "solver.deepspeed_config=none.json": "solver.deepspeed_config",
     }
     for override, message in cases.items():

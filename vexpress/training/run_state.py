@@ -29,6 +29,7 @@ from vexpress.training.checkpoints import (
 )
 from vexpress.training.config import TrainConfig
 from vexpress.training.config_file import differing_keys, load_config
+from vexpress.training.sharded import no_pickles
 from vexpress.training.stages import STAGES, TrainingNetworks
 from vexpress.training.teacher import student_values
 from vexpress.weights import Adapter, save_adapter, save_networks
@@ -145,8 +146,9 @@ class RunState:
 
     def _load(self, path: Path) -> None:
         try:
-            self.accelerator.load_state(str(path))
-            schedule = torch.load(path / SCHEDULE_FILE, map_location="cpu", weights_only=True)
+            with no_pickles(path):
+                self.accelerator.load_state(str(path))
+                schedule = torch.load(path / SCHEDULE_FILE, map_location="cpu", weights_only=True)
             self.lr_scheduler.load_state_dict(schedule["lr_scheduler"])
             if schedule.get("base_model") != self.base_model:
                 raise ValueError("it is of adapters on another base model, or of none")
@@ -155,6 +157,8 @@ class RunState:
             if self.ema is not None:
                 self.ema.load_state_dict(schedule["ema"])
                 self.ema.to(self.accelerator.device)
+        except InputError:
+            raise
         except Exception as error:  # of states that do not fit, the libraries raise anything
             raise InputError(
                 f"checkpoint {path} does not fit this configuration ({first_line(error)}); change `output_dir` to "
@@ -220,6 +224,7 @@ class RunState:
         state = self.accelerator.get_state_dict(self.model)  # from all processes, if it is sharded
         if self.accelerator.is_main_process:
             self._write_export(state, step)
+        self.accelerator.wait_for_everyone()  # who leaves first takes the others' connections along
         if self.ema is not None:  # not before: the state dict is no copy
             self.ema.restore(trained)
 

@@ -21,6 +21,7 @@ from vexpress.training.distillation import Consistency, Regression
 from vexpress.training.initialize import build_training_networks
 from vexpress.training.muon import Muon
 from vexpress.training.objectives import Denoising, Objective
+from vexpress.training.sharded import shard_over_cpus
 from vexpress.training.stages import STAGES, TrainingNetworks, compute_memory_bytes, count_parameters, set_trainable
 from vexpress.training.sync_loss import SyncLoss
 from vexpress.training.teacher import Teacher, teacher_options
@@ -60,9 +61,11 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             f"solver and processes cannot be set up ({first_line(error)}); change solver.mixed_precision or "
             "solver.deepspeed_config, and start several processes by train_stage.sh"
         ) from error
+    if solver.fsdp and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        shard_over_cpus(accelerator, plugins["fsdp_plugin"])
     if wanted and accelerator.distributed_type != wanted:  # accelerate would train on without it
         raise InputError(
-            "solver.deepspeed_config and solver.fsdp need CUDA devices and processes started by train_stage.sh; "
+            "solver.deepspeed_config needs CUDA devices, solver.fsdp several processes started by train_stage.sh; "
             f"here is {accelerator.distributed_type.value}: unset them"
         )
     return accelerator

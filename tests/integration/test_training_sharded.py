@@ -1,0 +1,57 @@
+"""FSDP over processes without GPUs: what it trains, and that another number of processes goes on."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.integration.test_training import LIKE_SGD
+from tests.runs import ROOT, exported, largest_difference, run
+from vexpress.errors import InputError
+from vexpress.training.sharded import no_pickles
+
+
+def train_sharded(config_path: Path, num_processes: int, *overrides: str) -> subprocess.CompletedProcess:
+    command = ["bash", str(ROOT / "train_stage.sh"), str(config_path), "solver.fsdp=true", *LIKE_SGD, *overrides]
+    environment = {"HOST_GPU_NUM": str(num_processes), "CHIEF_PORT": "29541", "PYTHON": sys.executable}
+    environment = {**os.environ, **environment, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+
+
+@pytest.mark.long
+def test_sharded_processes_train_as_one_and_another_number_goes_on(config_path, tmp_path):
+    run(config_path, f"output_dir={tmp_path / 'one'}", "data.train_bs=4", *LIKE_SGD)
+    folder = tmp_path / "sharded"
+    done = train_sharded(config_path, 2, f"output_dir={folder}", "data.train_bs=2", "solver.max_train_steps=1")
+    assert done.returncode == 0, done.stderr
+    assert len(list((folder / "checkpoints/step_00000001/optimizer_0").glob("*.distcp"))) == 2
+    done = train_sharded(config_path, 4, f"output_dir={folder}", "data.train_bs=1")
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step 1" in done.stderr
+    assert largest_difference(exported(tmp_path / "one"), exported(folder)) < 1e-5
+
+
+def test_metadata_of_a_checkpoint_execute_nothing(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    (tmp_path / "optimizer_0").mkdir()
+    (tmp_path / "optimizer_0" / ".metadata").write_bytes(pickle.dumps(Hostile()))
+    with (
+        pytest.raises(InputError, match=r"optimizer_0/.metadata is no metadata: it names posix.mkdir"),
+        no_pickles(tmp_path),
+    ):
+        pass
+    assert not (tmp_path / "executed").exists()
+
+
+def test_values_of_a_checkpoint_execute_nothing(tmp_path):
+    torch.save(Path("x"), tmp_path / "value.pt")
+    with no_pickles(tmp_path), pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "value.pt", weights_only=False)
+    assert torch.load(tmp_path / "value.pt", weights_only=False) == Path("x")
