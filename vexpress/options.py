@@ -340,6 +340,19 @@ def load_model_defaults(model_dir: str | Path, preset: str | None = None) -> dic
     return values | (preset_values(preset, values) if preset else {})
 
 
+def unlearned(options: SamplingOptions, model: Mapping[str, Any]) -> str | None:
+    """What to warn of where a student is asked for other steps than it learned, which makes bad frames; None if not.
+
+    Args:
+        options: that are asked for.
+        model: what the model's folder sets.
+    """
+    learned = model.get("num_inference_steps")
+    if model.get("sampling") != "rolling" or learned in (None, options.num_inference_steps):
+        return None
+    return f"`num_inference_steps` {options.num_inference_steps}: this student learned {learned}"
+
+
 LEGACY_NAMES = {"no_median_filter": "median_filter"}
 
 

@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     def report() -> int:
         results = list(find_results(args.seeds, settings))
         for path in filter(None, (report_path, args.docs_path)):
-            write_report(path, format_report(results, settings), results)
+            write_report(path, format_report(results, settings, f"{path.stem}.png"), results)
         return len(results)
 
     run_missing(args, settings, on_result=report)

@@ -33,7 +33,6 @@ READ = ("aperture_r", "swapped")
 """Those that say whether speech drives the mouth; the reading and the picture are about them, and more is better."""
 NOTHING_SHOWN = "no difference shown"
 FIGURE_DPI = 110
-FIGURE_NAME = "ablation.png"
 FIRST_MARK, LAST_MARK = "<!-- results: written by scripts/demo/ablation.py -->", "<!-- end of results -->"
 """The lines of a document between which the results stand."""
 
@@ -194,7 +193,7 @@ def render_figure(path: Path, results: Sequence[Result]) -> None:
         picture.savefig(temporary)
 
 
-def format_report(results: Sequence[Result], settings: AblationSettings) -> str:
+def format_report(results: Sequence[Result], settings: AblationSettings, figure: str) -> str:
     """The results in Markdown, for a file beside the figure."""
     recipe = build_configs(VARIANTS[FULL], PLAIN, 0, settings)
     seeds = sorted({result.seed for result in results})
@@ -205,7 +204,7 @@ def format_report(results: Sequence[Result], settings: AblationSettings) -> str:
         f"{settings.num_frames} frames from `{settings.test_dir}`; means with 95 % intervals over clips and seeds.",
         "",
         *format_tables(results),
-        f"![Results]({FIGURE_NAME})",
+        f"![Results]({figure})",
         "",
         *read_results(results),
     ]
@@ -219,7 +218,7 @@ def write_report(path: Path, text: str, results: Sequence[Result]) -> None:
         text = f"{before}{FIRST_MARK}\n\n{text}\n{LAST_MARK}{rest.split(LAST_MARK)[1]}"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    render_figure(path.parent / FIGURE_NAME, results)
+    render_figure(path.with_suffix(".png"), results)
     with replacing(path.with_suffix(".json")) as temporary:
         rows = ",\n".join(json.dumps(asdict(result)) for result in results)  # a model per line
         temporary.write_text(f"[\n{rows}\n]\n", encoding="utf-8")

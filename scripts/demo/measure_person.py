@@ -11,9 +11,11 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from scripts.demo.clip_figures import colour_error, follow
 from scripts.demo.drawn_people import mouth_from_speech, random_motion
@@ -23,6 +25,7 @@ from scripts.demo.make_drawn_dataset import ENCODING, random_speech, write_label
 from vexpress.cli import person as person_command
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import run_program, set_up_logging
+from vexpress.diffusion.latents import Autoencoder, compute_latents
 from vexpress.fields import check_range
 from vexpress.files import replacing
 from vexpress.media.audio import WAV2VEC2_RATE_HZ
@@ -58,7 +61,24 @@ def psnr(frames: np.ndarray, true: np.ndarray) -> float:
 
 def figures_of(pipeline: VExpressPipeline, clips: list[HeldoutClip], options: SamplingOptions) -> dict[str, float]:
     """Means over clips of their colour error (of 255), PSNR (dB) and r of aperture and width."""
-    generated = [regenerate(pipeline, clip, options) for clip in clips]
+    return compare([regenerate(pipeline, clip, options) for clip in clips], clips)
+
+
+def figures_of_autoencoder(pipeline: VExpressPipeline, clips: list[HeldoutClip]) -> dict[str, float]:
+    """The same of the true frames, encoded and decoded: no adapter can show more, since it leaves the autoencoder."""
+    return compare([through_autoencoder(pipeline.vae, clip.frames) for clip in clips], clips)
+
+
+@torch.inference_mode()
+def through_autoencoder(vae: Autoencoder, frames: np.ndarray) -> np.ndarray:
+    """Encodes and decodes frames (f H W 3) uint8."""
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 127.5 - 1
+    decoded = vae.decode(compute_latents(vae, pixels)).sample
+    return ((decoded.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def compare(generated: Sequence[np.ndarray], clips: list[HeldoutClip]) -> dict[str, float]:
+    """The figures of generated clips, each (f H W 3) uint8."""
     r, _ = follow(generated, clips)
     return {
         "colour_error": float(np.mean([colour_error(frames, clip) for frames, clip in zip(generated, clips)])),
@@ -69,7 +89,7 @@ def figures_of(pipeline: VExpressPipeline, clips: list[HeldoutClip], options: Sa
 
 
 def measure_person(
-    index: int, folder: Path, model_dir: Path, others: list[HeldoutClip], overrides: list[str], prior: Path | None
+    index: int, folder: Path, model_dir: Path, others: list[HeldoutClip], overrides: list[str], prior: list[str]
 ) -> dict[str, object]:
     """Trains an adapter for one person, and measures them and others before and after."""
     options = SamplingOptions(**load_model_defaults(model_dir))
@@ -78,11 +98,10 @@ def measure_person(
         write_person(index, folder, size)
     settings = [f"data.train_width={size}", f"data.train_height={size}", *overrides]
     flags = ["--model_dir", str(model_dir), "--config", "training_configs/demo/person.yaml", *PREPARING]
-    flags += ["--prior_meta_path", str(prior)] if prior else []
     started = time.process_time()
     video = folder / "train" / "clips" / "train.mp4"
     sets = [part for setting in settings for part in ("--set", setting)]
-    person_command.main([*flags, *sets, "--output_dir", str(folder / "adapter"), str(video)])
+    person_command.main([*flags, *prior, *sets, "--output_dir", str(folder / "adapter"), str(video)])
     seconds = time.process_time() - started
 
     clips = load_heldout_clips(folder / "test", NUM_FRAMES)
@@ -100,6 +119,7 @@ def measure_person(
         "cpu_seconds": seconds,  # of preparation, latents and training; 0 where they were done before
         "before": before,
         "after": after,
+        "autoencoder": figures_of_autoencoder(pipeline, clips),
         "others_before": others_before,
         "others_after": others_after,
         "exact_after_unloading": bool(np.array_equal(regenerate(pipeline, clips[0], options), frames)),
@@ -115,23 +135,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first person")
     parser.add_argument("--num_others", type=int, default=4, help="held-out clips of others")
     parser.add_argument("--prior_meta_path", type=Path, help="clips of others to mix in, as `vexpress person` has it")
+    parser.add_argument("--prior_share", type=float, help="of the samples; unset: as `vexpress person` has it")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change of the configuration")
     parser.add_argument("--output_path", type=Path, required=True, help="JSON to write")
     args = parser.parse_args(arguments)
     check_range("num_people", args.num_people, 1, 1000)
     others = load_heldout_clips(args.model_dir / "heldout", NUM_FRAMES)[: args.num_others]
+    prior = [f"--prior_meta_path={args.prior_meta_path}"] if args.prior_meta_path else []
+    prior += [f"--prior_share={args.prior_share}"] if args.prior_share is not None else []
     done = json.loads(args.output_path.read_text()) if args.output_path.exists() else []
     for index in range(args.first, args.first + args.num_people):
         if any(row["person"] == index for row in done):
             continue
         folder = args.work_dir / f"person_{index:02d}"
-        row = measure_person(index, folder, args.model_dir, others, args.set, args.prior_meta_path)
+        row = measure_person(index, folder, args.model_dir, others, args.set, prior)
         set_up_logging(logging.WARNING)
         done.append(row)
         with replacing(args.output_path) as temporary:
             temporary.write_text(json.dumps(done, indent=1) + "\n")
         print(json.dumps(row))
-    for key in ("before", "after", "others_before", "others_after"):
+    for key in ("before", "after", "autoencoder", "others_before", "others_after"):
         means = {name: np.mean([row[key][name] for row in done]) for name in done[0][key]}
         print(f"{key:14}", "  ".join(f"{name} {value:.3f}" for name, value in means.items()))
 

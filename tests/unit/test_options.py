@@ -17,6 +17,7 @@ from vexpress.options import (
     SamplingOptions,
     load_model_defaults,
     option_fields,
+    unlearned,
 )
 
 FIELDS = option_fields()
@@ -92,6 +93,15 @@ def test_live_leaves_a_student_its_own_steps_and_overlap(tmp_path):
     values = load_model_defaults(tmp_path, "live")
     assert (values["num_inference_steps"], values["context_overlap"], values["guidance_scale"]) == (1, 4, 1.0)
     assert load_model_defaults(tmp_path, "fast")["num_inference_steps"] == 12
+
+
+def test_a_student_is_warned_of_other_steps_than_it_learned():
+    student = {"sampling": "rolling", "num_inference_steps": 1}
+    assert (
+        unlearned(SamplingOptions(num_inference_steps=2), student) == "`num_inference_steps` 2: this student learned 1"
+    )
+    for steps, model in ((1, student), (2, {}), (2, student | {"sampling": "joint"}), (2, {"sampling": "rolling"})):
+        assert unlearned(SamplingOptions(num_inference_steps=steps), model) is None
 
 
 def test_no_such_preset(tmp_path):

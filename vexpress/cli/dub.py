@@ -15,7 +15,15 @@ from vexpress.dubbing.settings import DubSettings
 from vexpress.errors import InputError
 from vexpress.files import check_output_path, replacing
 from vexpress.model_folder import LAYOUT, ModelPaths, choose_model_dir
-from vexpress.options import PRESET_HELP, PRESETS, MotionOptions, SamplingOptions, load_model_defaults, option_fields
+from vexpress.options import (
+    PRESET_HELP,
+    PRESETS,
+    MotionOptions,
+    SamplingOptions,
+    load_model_defaults,
+    option_fields,
+    unlearned,
+)
 from vexpress.provenance import video_metadata
 
 logger = logging.getLogger("vexpress")
@@ -133,6 +141,8 @@ def dub_video(args: Namespace) -> None:
     )
 
     # 3. video
+    if warning := unlearned(options, load_model_defaults(args.model_dir)):
+        logger.warning(warning)
     pipeline = load_pipeline(args, paths, device, resolve_dtype(options.dtype, device), {})
     dubber = Dubber(plan, pipeline, options, None if args.save_gpu_memory else device)
     numbers, shown = frame_numbers(plan.num_frames, SHEET_FRAMES), []

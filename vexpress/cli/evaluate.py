@@ -20,7 +20,7 @@ from vexpress.cli.program import set_up_logging, torchrun_processes
 from vexpress.errors import InputError
 from vexpress.evaluation.settings import LANDMARKS, Settings
 from vexpress.fields import check_range
-from vexpress.options import PRESET_HELP, PRESETS, SamplingOptions, load_model_defaults, option_fields
+from vexpress.options import PRESET_HELP, PRESETS, SamplingOptions, load_model_defaults, option_fields, unlearned
 
 if TYPE_CHECKING:
     import torch
@@ -121,6 +121,8 @@ def generate(
         distributed.barrier()  # nothing is generated into a folder that was refused
     problems: list[Problem] = []
     if not all(pair.generated.is_file() for pair in pairs):
+        if warning := unlearned(options, load_model_defaults(args.model_dir)):
+            logger.warning(warning)
         paths = ModelPaths.from_model_dir(args.model_dir)
         pipeline = VExpressPipeline.from_released(paths, dtype, device, options.test_stage, options.scheduler)
         pipeline.set_progress_bar_config(disable=True)

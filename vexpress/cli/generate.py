@@ -26,6 +26,7 @@ from vexpress.options import (
     SamplingOptions,
     load_model_defaults,
     option_fields,
+    unlearned,
 )
 from vexpress.provenance import check_signing, sign_video, video_metadata
 
@@ -266,10 +267,8 @@ def make_video(args: Namespace, rank: int) -> None:
     )
 
     # 2. networks
-    own = load_model_defaults(args.model_dir)
-    steps = own.get("num_inference_steps", options.num_inference_steps)
-    if own.get("sampling") == "rolling" and options.num_inference_steps != steps:
-        logger.warning("`num_inference_steps` %d: this student learned %d", options.num_inference_steps, steps)
+    if warning := unlearned(options, load_model_defaults(args.model_dir)):
+        logger.warning(warning)
     pipeline = load_pipeline(args, paths, device, dtype, loaded)
     pipeline.set_progress_bar_config(disable=rank != 0)
     if rank == 0:

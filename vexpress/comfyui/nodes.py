@@ -1,5 +1,6 @@
 """Nodes that load a model, make videos and show them."""
 
+import logging
 from dataclasses import Field, fields
 from typing import Any
 
@@ -19,8 +20,10 @@ from vexpress.media.keypoints import KpsSequence, load_kps
 from vexpress.media.random_access import count_frames, read_frames_at
 from vexpress.media.video import write_video
 from vexpress.model_folder import EMBEDDED_MODEL_DIR
-from vexpress.options import MotionOptions, SamplingOptions
+from vexpress.options import MotionOptions, SamplingOptions, load_model_defaults, unlearned
 from vexpress.request import Request
+
+logger = logging.getLogger(__name__)
 
 TABLES = (SamplingOptions, MotionOptions)
 LOADER_OPTIONS = ("dtype", "test_stage", "face_models")
@@ -339,6 +342,8 @@ def make_clip(
     options, motion = options_of(SamplingOptions, values), options_of(MotionOptions, values)
     read_curves(motion, reads_files=False)  # a workflow may come from anywhere
     request = Request(to_picture(portrait, "portrait"), to_audio(audio), kps, motion)
+    if warning := unlearned(options, load_model_defaults(model.folder)):
+        logger.warning(warning)
     report, inputs = host.node_report(), model.prepare(request, options)
     return generate(model.pipeline, inputs, options, report, model.load), options
 

@@ -18,7 +18,7 @@ from vexpress.media.audio import Audio
 from vexpress.media.faces import Face, FaceDetector
 from vexpress.media.mtcnn import load_face_detector
 from vexpress.model_folder import ModelPaths
-from vexpress.options import MotionOptions, SamplingOptions, load_model_defaults
+from vexpress.options import MotionOptions, SamplingOptions, load_model_defaults, unlearned
 from vexpress.pipeline import VExpressPipeline
 from vexpress.request import ClipInputs, Request, SpeechMotion, prepare_request
 from vexpress.server.turns import Turns, Watch
@@ -154,6 +154,8 @@ class Engine:
         Yields:
             (H W 3) uint8, as they are made.
         """
+        if warning := unlearned(options, vars(self.defaults)):
+            logger.warning(warning)
         pipeline = self.pipeline(options.scheduler, watch)
         arguments = inputs.pipeline_arguments(self.sampling_rate_hz)
 

@@ -298,7 +298,7 @@ def test_the_program_trains_measures_reports_and_goes_on(drawn, config_dir, tmp_
     report = (tmp_path / "report.md").read_text()
     assert "Every model learned from 18 frames" in report  # 2 x 2 x 1 + 1 x 2 x 3 + 1 x 2 x 4
     assert report.count("| all at once | 1 |") == 2 and "swapped speech, difference to the full recipe" in report
-    assert (tmp_path / "ablation.png").stat().st_size > 1000
+    assert (tmp_path / "report.png").stat().st_size > 1000
 
 
 def test_the_report_is_filled_into_the_document(tmp_path):
