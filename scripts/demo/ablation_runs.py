@@ -59,6 +59,7 @@ def train_stage(config: TrainConfig, data_kind: str) -> None:
             seed=config.seed,
             latent_downsampling=vae_downsampling(trainer.vae),
             audio_dim=trainer.networks.audio_projection.config.embedding_dim,
+            for_syncnet=bool(config.sync_loss_weight),
         )
     trainer.train()
     if trainer.step < config.solver.max_train_steps:

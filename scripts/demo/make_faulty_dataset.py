@@ -3,8 +3,8 @@
     python -m scripts.demo.make_faulty_dataset --output_dir runs/raw --num_each 20
 
 Each video is a portrait that speaks; FAULTS says what is wrong with it, and truth.json for each video what preparation
-should do: the reason for which it rejects it (null: it keeps it), the number of clips, how late the sound is. NAME.json
-beside NAME.mp4 says language and person.
+should do: the reasons for which it rejects it, any of which is right (none: it keeps it), the number of clips, how
+late the sound is. NAME.json beside NAME.mp4 says language and person.
 """
 
 import dataclasses
@@ -124,11 +124,13 @@ def _dark(rng: np.random.Generator, video: RawVideo) -> None:
 
 
 def _covered(rng: np.random.Generator, video: RawVideo) -> None:
-    """A microphone or a sleeve passes before the mouth, of a colour that the skin does not have."""
+    """A microphone or a sleeve comes up before the mouth and goes, of a colour that the skin does not have."""
     start = int(rng.integers(5, len(video.frames) - 25))
+    below = np.abs(np.linspace(-1, 1, 19)).clip(0.5) * 2 - 1  # of its way, for the 19 frames in which it is seen
     colour = np.array([(40, 40, 44), (60, 90, 150), (230, 230, 230)])[rng.integers(3)].tolist()
-    for frame, drawn in zip(video.frames[start : start + 15], video.drawn[start:]):
+    for frame, drawn, way in zip(video.frames[start:], video.drawn[start:], below):
         middle, reach = drawn.kps[3:].mean(0), float(np.linalg.norm(drawn.kps[1] - drawn.kps[0]))
+        middle = middle + [0, way * 3 * reach]
         axes = (round(0.95 * reach), round(0.75 * reach))
         cv2.ellipse(frame, np.rint(middle).astype(int).tolist(), axes, 20, 0, 360, colour, -1, cv2.LINE_AA)
 
@@ -151,7 +153,7 @@ class Fault:
 
     Attributes:
         make: changes a video.
-        reason: for which it should be rejected; None: it should be kept.
+        reasons: for any of which it should be rejected; none: it should be kept.
         num_clips: that should be made of it.
         seconds: of the video.
         is_copy: of the clean video of the same number.
@@ -159,15 +161,15 @@ class Fault:
     """
 
     make: Callable[[np.random.Generator, RawVideo], None] = _nothing
-    reason: str | None = None
+    reasons: tuple[str, ...] = ()
     num_clips: int = 1
     seconds: float = SECONDS
     is_copy: bool = False
     shift: int = 0
 
 
-def _bad(make: Callable, reason: str, is_copy: bool = False) -> Fault:
-    return Fault(make, reason, num_clips=0, is_copy=is_copy)
+def _bad(make: Callable, *reasons: str, is_copy: bool = False) -> Fault:
+    return Fault(make, reasons, num_clips=0, is_copy=is_copy)
 
 
 FAULTS = {
@@ -182,7 +184,7 @@ FAULTS = {
     "frozen": _bad(_frozen, "frozen"),
     "blurred": _bad(_blurred, "blurred"),
     "dark": _bad(_dark, "too_dark"),
-    "covered": _bad(_covered, "covered"),
+    "covered": _bad(_covered, "covered", "not_one_face", "too_short"),  # the detector may see no face behind it
     "duplicate": _bad(_copied, "duplicate", is_copy=True),
     "mirrored": _bad(_mirrored, "mirrored", is_copy=True),
 }
@@ -206,7 +208,7 @@ def write_faulty_video(job: tuple[str, int], folder: Path, seed: int) -> dict:
     person = f"{name}-{index}" if not fault.is_copy else f"clean-{index}"
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(video.facts | {"person": person}), encoding="utf-8")
-    row = {"video": path.name, "fault": name, "reason": fault.reason, "num_clips": fault.num_clips}
+    row = {"video": path.name, "fault": name, "reasons": fault.reasons, "num_clips": fault.num_clips}
     return row | {"sound_late_frames": fault.shift, "fps": FPS}
 
 
@@ -250,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = write_faulty_dataset(
         args.output_dir, dict.fromkeys(FAULTS, args.num_each) | {"clean": args.num_clean}, args.seed, args.num_processes
     )
-    print(f"{args.output_dir / 'truth.json'}: {len(rows)} videos, {sum(row['reason'] is not None for row in rows)} bad")
+    print(f"{args.output_dir / 'truth.json'}: {len(rows)} videos, {sum(bool(row['reasons']) for row in rows)} bad")
 
 
 if __name__ == "__main__":

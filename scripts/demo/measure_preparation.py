@@ -32,7 +32,7 @@ class Judgement:
 
     Attributes:
         num_videos: of this fault.
-        num_right: that became as many clips as they should, or were rejected for their reason alone.
+        num_right: that became as many clips as they should, or were rejected for their reasons alone.
         reasons: of rejections; how often.
         shift_errors: frames by which measured and true shift of the sound differ, of clips that were kept.
     """
@@ -58,8 +58,8 @@ def judge(truth: list[dict], data_dir: Path) -> dict[str, Judgement]:
         kept = [clip for clip in records[name]["clips"] if (name, int(Path(clip["video"]).stem)) not in left_out]
         judgement.num_videos += 1
         judgement.reasons.update(reasons[name])
-        expected = {row["reason"]} - {None}
-        judgement.num_right += len(kept) == row["num_clips"] and set(reasons[name]) == expected
+        is_as_told = set(reasons[name]) <= set(row["reasons"]) and bool(reasons[name]) == bool(row["reasons"])
+        judgement.num_right += len(kept) == row["num_clips"] and is_as_told
         for clip in kept:
             if "sync_offset" in clip["quality"]:
                 found = -clip["quality"]["sync_offset"] * row["fps"]
@@ -69,7 +69,7 @@ def judge(truth: list[dict], data_dir: Path) -> dict[str, Judgement]:
 
 def summarize(judgements: dict[str, Judgement], truth: list[dict]) -> dict[str, float]:
     """The figures of BARS."""
-    is_bad = {row["fault"]: row["reason"] is not None for row in truth}
+    is_bad = {row["fault"]: bool(row["reasons"]) for row in truth}
     bad = [judgement for name, judgement in judgements.items() if is_bad[name]]
     good = [judgement for name, judgement in judgements.items() if not is_bad[name]]
     shifted = [judgement for name, judgement in judgements.items() if name.startswith("sound_late")]

@@ -37,7 +37,7 @@ def runs(tmp_path_factory) -> Path:
 def test_raw_videos_become_a_trained_stage(runs):
     rejected = [json.loads(line) for line in (runs / "prepared" / "rejected.jsonl").read_text().splitlines()]
     truth = json.loads((runs / "raw" / "truth.json").read_text())
-    bad = {row["video"] for row in truth if row["reason"]}
+    bad = {row["video"] for row in truth if row["reasons"]}
     assert len(bad & {row["video"] for row in rejected}) >= 0.9 * len(bad)
     assert len(json.loads((runs / "prepared" / "metadata.json").read_text())) >= 0.9 * (len(truth) - len(bad))
     assert "not_speech" in (runs / "prepared.html").read_text()

@@ -1,4 +1,4 @@
-"""Where a video is cut: PySceneDetect's detector, fed with frames that are decoded anyway."""
+"""Where a video is cut, by PySceneDetect's detector, and how bright it is: of frames that are decoded anyway."""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -36,6 +36,8 @@ class ShotFinder:
         self._detector = AdaptiveDetector(min_scene_len=1, min_content_val=min_change)
         self.cuts: list[int] = []
         """First frames of new shots, as far as they are known; complete when all frames have passed."""
+        self.brightness: list[float] = []
+        """Mean of each frame that has passed, 0 black to 1 white."""
 
     def watch(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Passes frames (H W 3) uint8 RGB on."""
@@ -48,4 +50,5 @@ class ShotFinder:
                 small = frame
             found = self._detector.process_frame(self._timecode(index, self._fps), small[..., ::-1])
             self.cuts += [cut.frame_num for cut in found]
+            self.brightness.append(float(small.mean()) / 255)
             yield frame

@@ -144,7 +144,7 @@ def prepare_source(
     for number, piece in enumerate(split_into_pieces(boxes, settings.max_gap, max_frames, shots.cuts)):
         times = {"start_seconds": float(piece.start / fps), "end_seconds": float(piece.stop / fps)}
         try:
-            quality = check_piece(piece, info, settings)
+            quality = check_piece(piece, info, settings, float(np.mean(shots.brightness[piece.start : piece.stop])))
             speech = cut_audio(audio, *times.values()).resampled_mono(RATE_HZ)
             quality |= measure_speech(speech.numpy(), settings)
             check_limits(SPEECH_LIMITS, quality, settings)
@@ -181,8 +181,8 @@ def check_source(info: VideoInfo, settings: PrepareSettings) -> None:
         raise Rejected("low_resolution", f"{size}, `min_resolution` is {settings.min_resolution}")
 
 
-def check_piece(piece: Piece, info: VideoInfo, settings: PrepareSettings) -> dict[str, float]:
-    """Measures what is known of a piece before its frames are looked at closely.
+def check_piece(piece: Piece, info: VideoInfo, settings: PrepareSettings, brightness: float) -> dict[str, float]:
+    """Measures what is known of a piece before its frames are looked at closely; `brightness` is of whole frames.
 
     Raises:
         Rejected: a piece without its one face, too short, or with too small a face.
@@ -190,6 +190,9 @@ def check_piece(piece: Piece, info: VideoInfo, settings: PrepareSettings) -> dic
     seconds = float(piece.num_frames / frame_rate(settings.fps))
     quality = {"seconds": seconds, "bad_fraction": piece.num_bad / piece.num_frames}
     if not len(piece.boxes):
+        if brightness < settings.min_brightness:  # which detectors do not see through
+            detail = f"no face is seen, and the picture's brightness is {brightness:.3g}, "
+            raise Rejected("too_dark", f"{detail}`min_brightness` is {settings.min_brightness:g}", quality)
         raise Rejected("not_one_face", f"no face in any of {piece.num_frames} frames", quality)
     quality["face_px"] = face_px = float(np.median((piece.boxes[:, 2:] - piece.boxes[:, :2]).max(1)))
     if piece.num_frames < round(settings.min_clip_seconds * frame_rate(settings.fps)):

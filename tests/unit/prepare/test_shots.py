@@ -14,6 +14,7 @@ def test_a_cut_is_found_at_its_frame_and_motion_is_none():
     finder = ShotFinder(Fraction(25), 10.0)
     assert all(seen is frame for seen, frame in zip(finder.watch(frames), frames))
     assert finder.cuts == [20]
+    np.testing.assert_allclose(finder.brightness, [frame.mean() / 255 for frame in frames], atol=0.01)
     finder = ShotFinder(Fraction(30000, 1001), 255.0)
     list(finder.watch(frames))
     assert finder.cuts == []
