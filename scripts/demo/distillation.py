@@ -36,7 +36,7 @@ from vexpress.errors import InputError
 from vexpress.fields import check_range
 from vexpress.files import read_json, replacing
 from vexpress.media.faces import FaceAnalyzer
-from vexpress.model_folder import LAYOUT
+from vexpress.model_folder import EMBEDDED_MODEL_DIR, LAYOUT
 from vexpress.options import SamplingOptions
 from vexpress.pipeline import VExpressPipeline
 from vexpress.training.config import DISTILLATIONS, TrainConfig
@@ -115,7 +115,7 @@ def result_of(args: Namespace, name: str, clips: list[HeldoutClip], folder: Path
     if not path.exists():
         pipeline = VExpressPipeline.from_pretrained(folder)
         pipeline.set_progress_bar_config(disable=True)
-        analyzer = FaceAnalyzer(args.teacher / LAYOUT["insightface_model_path"], torch.device("cpu"))
+        analyzer = FaceAnalyzer(EMBEDDED_MODEL_DIR / LAYOUT["insightface_model_path"], torch.device("cpu"))
         path.parent.mkdir(parents=True, exist_ok=True)
         figures = measure(pipeline, analyzer, clips, options)
         with replacing(path) as temporary:

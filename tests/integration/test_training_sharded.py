@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from torch.distributed.checkpoint.api import CheckpointException
 
 from tests.integration.test_training import LIKE_SGD
-from tests.runs import ROOT, exported, largest_difference, run
+from tests.runs import ROOT, error, exported, largest_difference, run
 from vexpress.errors import InputError
 from vexpress.training.sharded import no_pickles
 
@@ -35,19 +37,36 @@ def test_sharded_processes_train_as_one_and_another_number_goes_on(config_path, 
     assert largest_difference(exported(tmp_path / "one"), exported(folder)) < 1e-5
 
 
-def test_metadata_of_a_checkpoint_execute_nothing(tmp_path):
+@pytest.mark.parametrize("name", [".metadata", "__0.metadata"])  # torch takes the second where the first is missing
+def test_metadata_of_a_checkpoint_execute_nothing(tmp_path, name):
     class Hostile:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     (tmp_path / "optimizer_0").mkdir()
-    (tmp_path / "optimizer_0" / ".metadata").write_bytes(pickle.dumps(Hostile()))
-    with (
-        pytest.raises(InputError, match=r"optimizer_0/.metadata is no metadata: it names posix.mkdir"),
-        no_pickles(tmp_path),
-    ):
+    (tmp_path / "optimizer_0" / name).write_bytes(pickle.dumps(Hostile()))
+    message = rf"optimizer_0/{name} is no metadata: it names posix.mkdir"
+    with pytest.raises(InputError, match=message), no_pickles(tmp_path):
         pass
     assert not (tmp_path / "executed").exists()
+
+
+def test_links_in_a_checkpoint_are_refused(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "optimizer_0").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="optimizer_0 is a link or device"), no_pickles(tmp_path / "checkpoint"):
+        pass
+
+
+def test_a_damaged_sharded_checkpoint_is_one_line(config_path, capsys, monkeypatch):
+    run(config_path, "solver.max_train_steps=1", "checkpointing_steps=1")
+
+    def load_state(*_):
+        raise CheckpointException("damaged", {0: (OSError("damaged"), None)})  # which is no Exception
+
+    monkeypatch.setattr(Accelerator, "load_state", load_state)
+    assert "does not fit this configuration" in error(config_path, capsys)
 
 
 def test_values_of_a_checkpoint_execute_nothing(tmp_path):

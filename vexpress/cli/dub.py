@@ -8,7 +8,7 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
-from vexpress.cli.generate import SAMPLING_RATE_HZ, add_model_flags, load_pipeline, options_of
+from vexpress.cli.generate import SAMPLING_RATE_HZ, adapter_files, add_model_flags, load_pipeline, options_of
 from vexpress.cli.parser import ArgumentParser, add_options
 from vexpress.cli.program import set_up_logging
 from vexpress.dubbing.settings import DubSettings
@@ -82,7 +82,8 @@ def check_outputs(args: Namespace, paths: ModelPaths) -> tuple[Path, Path | None
     Raises:
         InputError: they are not.
     """
-    inputs, models = (args.video_path, args.audio_path), (args.model_dir, *vars(paths).values())
+    inputs = (args.video_path, args.audio_path, *adapter_files(args.lora))
+    models = (args.model_dir, *vars(paths).values())
     output_path = check_output_path(args.output_path, "output_path", inputs, models)
     if not args.contact_sheet_path:
         return output_path, None
@@ -167,10 +168,12 @@ def write_sheet(path: Path, video: str, shown: list, numbers: list[int], plan) -
     """Writes a picture of frames before and after, and the waveform of the speech."""
     from PIL import Image
 
-    from vexpress.media.random_access import read_frames_at
-    from vexpress.media.sheets import render_pairs
+    from vexpress.media.sheets import remember, render_pairs
+    from vexpress.media.video import read_frames
 
-    before = list(read_frames_at(video, numbers, "video_path"))
+    before: list = []
+    for _ in zip(range(max(numbers) + 1), remember((frame for _, frame in read_frames(video)), numbers, before)):
+        pass
     sheet = render_pairs(before, shown, numbers, plan.num_frames, plan.audio.resampled_mono(16000).numpy())
     with replacing(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")

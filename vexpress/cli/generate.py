@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from vexpress.errors import InputError
 from vexpress.files import check_output_path, replacing
 from vexpress.model_folder import DEFAULT_MODEL_DIR, EMBEDDED_MODEL_DIR, LAYOUT, ModelPaths, choose_model_dir
 from vexpress.options import (
+    ATTRIBUTE_OPTIONS,
     CALL,
     PRESET_HELP,
     PRESETS,
@@ -178,7 +180,8 @@ def check_outputs(args: Namespace, paths: ModelPaths) -> tuple[Path, Path | None
     Raises:
         InputError: they are not.
     """
-    inputs = (args.reference_image_path, args.audio_path, args.kps_path)
+    inputs = (args.reference_image_path, args.audio_path, args.kps_path, args.c2pa_certificate, args.c2pa_key)
+    inputs = (*inputs, *adapter_files(args.lora), *curve_files(args.motion))
     models = (args.model_dir, *vars(paths).values())
     if args.output_path in (DEFAULT_OUTPUT_PATH, DEMO["output_path"]):
         Path(args.output_path).parent.mkdir(exist_ok=True)
@@ -188,6 +191,21 @@ def check_outputs(args: Namespace, paths: ModelPaths) -> tuple[Path, Path | None
         inputs = (*inputs, output_path)
         sheet_path = check_output_path(args.contact_sheet_path, "contact_sheet_path", inputs, models)
     return output_path, sheet_path
+
+
+def adapter_files(lora: Sequence[str]) -> list[str]:
+    """The files that --lora names."""
+    from vexpress.pipeline.adapters import split_weight
+
+    return [split_weight(text)[0] for text in lora]
+
+
+def curve_files(motion: MotionOptions) -> list[str]:
+    """The files that options about lids, gaze, brows and smile name."""
+    from vexpress.data.attribute_curves import CURVE_SUFFIXES
+
+    texts = [getattr(motion, name) for name in ATTRIBUTE_OPTIONS]
+    return [text.strip() for text in texts if text and text.strip().lower().endswith(CURVE_SUFFIXES)]
 
 
 def write_contact_sheet(

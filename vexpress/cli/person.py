@@ -42,7 +42,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--model_dir", type=Path, default=Path("model_ckpts"), help="the model that the adapter is for")
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="YAML file of the training")
     parser.add_argument("--prior_meta_path", type=Path, help="metadata JSON of clips of others, to be mixed in")
-    parser.add_argument("--prior_share", type=float, default=0.25, help="of the samples, that are of these others")
+    parser.add_argument("--prior_share", type=float, default=0.5, help="of the samples, that are of these others")
     parser.add_argument("--dry_run", action="store_true", help="print what would be trained, and stop")
     for name in FILES:
         parser.add_argument(f"--{name}", help="as `vexpress prepare` has it; unset: of --model_dir")

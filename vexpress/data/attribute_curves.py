@@ -150,9 +150,10 @@ def _read_curve(name: str, text: str, reads_files: bool) -> Curve:
         return _checked(name, [numbers], None)
     if text.startswith(("[", "{")):
         try:
-            return _from_json(name, json.loads(text[:MAX_CURVE_BYTES]))
+            content = json.loads(text[:MAX_CURVE_BYTES])
         except (ValueError, RecursionError) as error:
             raise InputError(f"is not valid JSON ({first_line(error)})", name, text[:60]) from error
+        return _from_json(name, content)
     if not reads_files or not text.lower().endswith(CURVE_SUFFIXES):
         raise InputError(f"must be {_allowed(name, reads_files)}", name, text[:60])
     path = Path(text)
@@ -164,13 +165,13 @@ def _read_curve(name: str, text: str, reads_files: bool) -> Curve:
             values = float_item(arrays.get("values", [])).astype(np.float64)
             times = arrays.get("times")
             return _checked(name, values, None if times is None else float_item(times))
-        content = read_text(path, MAX_CURVE_BYTES)
+        content = read_text(path, MAX_CURVE_BYTES).removeprefix("\ufeff")  # of Excel
         return _from_json(name, json.loads(content)) if path.suffix.lower() == ".json" else _from_csv(name, content)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", name, text) from error
     except InputError as error:
         raise error if error.field != name else InputError(f"in {text}: {error.problem}", name, error.value) from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, csv.Error) as error:
         raise InputError(f"is no curve ({first_line(error)})", name, text) from error
 
 

@@ -12,11 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from vexpress.audio_features import audio_windows
-from vexpress.dubbing.shots import Timeline, Track, constant_fps, sources
+from vexpress.dubbing.shots import MIN_TRACK_FRAMES, Timeline, Track, constant_fps, sources
 from vexpress.errors import InputError
 from vexpress.media.audio import Audio
 from vexpress.media.compositing import SPEECH, Box, Compositor, region_mask
-from vexpress.media.random_access import read_frames_at
 from vexpress.media.video import read_frames
 from vexpress.options import SamplingOptions
 from vexpress.pipeline import VExpressPipeline
@@ -90,7 +89,8 @@ def plan_dub(
             raise InputError(f"lasts {audio.duration_seconds:.3f} s, less than one frame", "audio_path")
     tracks = [_shortened(track, num_frames) for track in tracks if track.start < num_frames]
     if not tracks:
-        raise InputError("no face was found in any frame; another `face_models` may find one", "video_path", video)
+        problem = f"no face was found in {MIN_TRACK_FRAMES} frames on end; another `face_models` may find one"
+        raise InputError(problem, "video_path", video)
     fps = constant_fps(timeline, model_fps)
     source = np.fromiter(sources(timeline, fps), int)[:num_frames]
     end = timeline.times[num_frames] if num_frames < len(timeline.times) else timeline.duration_seconds
@@ -137,6 +137,7 @@ class Dubber:
         self._options = options.changed(fps=float(plan.fps))
         self._size = (options.image_width, options.image_height)
         self._windows: Tensor | None = None  # audio steps around every generated frame
+        self._portraits: dict[int, Image.Image] = {}  # number of a frame -> the face in it
 
     def frames(self, on_mask: Callable[[int, np.ndarray, Box], None] = lambda *_: None) -> Iterator[np.ndarray]:
         """The frames of the result.
@@ -149,6 +150,7 @@ class Dubber:
         """
         plan = self._plan
         tracks = {track.start: track for track in plan.tracks}
+        self._portraits = self._cut_portraits()
         track, shown = None, None
         for number, (_, frame) in zip(range(plan.num_frames), read_frames(plan.video)):
             if number in tracks:
@@ -191,18 +193,23 @@ class Dubber:
         kps = track.kps[low] + (position - low) * (track.kps[high] - track.kps[low])
         return self._box_at(track, source).to_generated(kps, self._size)
 
+    def _cut_portraits(self) -> dict[int, Image.Image]:
+        """The faces that tracks are made from, by the numbers that frames had when these were found."""
+        boxes, portraits = {track.reference: track.reference_box for track in self._plan.tracks}, {}
+        for number, (_, frame) in zip(range(max(boxes) + 1), read_frames(self._plan.video)):
+            if box := boxes.get(number):
+                portrait = crop_frame(frame, int(box.left), int(box.top), box.width, box.width)
+                portraits[number] = Image.fromarray(portrait).resize(self._size, Image.Resampling.LANCZOS)
+        return portraits
+
     def _generate(self, track: Track) -> Iterator[np.ndarray]:
         """The generated frames of a track: (h w 3) uint8."""
         plan = self._plan
         first, last = (int(plan.source[n]) for n in (track.start, track.stop - 1))
-        [reference] = read_frames_at(plan.video, [track.reference], "video_path")
-        box = track.reference_box
-        portrait = crop_frame(reference, int(box.left), int(box.top), box.width, box.width)
-        portrait = Image.fromarray(portrait).resize(self._size, Image.Resampling.LANCZOS)
         kps = np.stack([self._kps_at(track, source) for source in range(first, last + 1)])
         tokens = self._pipeline.project_audio(self._audio_windows()[first : last + 1])
         return self._pipeline(
-            portrait,
+            self._portraits[track.reference],
             None,
             torch.from_numpy(kps).float(),
             audio_tokens=tokens,

@@ -25,6 +25,9 @@ MAX_MP4_PADDING_SAMPLES = 4096
 # Lossy codecs overshoot 1 a little, and some float files are loud; what is beyond this is not sound.
 MAX_SAMPLE = 100.0
 
+MIN_RATE_HZ, MAX_RATE_HZ = 1000, 1_000_000
+MAX_VALUES = 2**31  # of all channels: 12 hours of one at 48 kHz, 8 GiB
+
 LEVEL_WINDOW_SECONDS = 0.1
 # -70 dB of full scale: the audio encoder's input is scaled to variance 1, but hardly so below a variance of 1e-7.
 SILENCE_LEVEL = 3e-4
@@ -159,18 +162,27 @@ def load_audio(path: str | os.PathLike, field: str = "audio_path", track: int | 
         for frame in decode_frames(container, stream, path):
             if first is None:
                 first, rate, num_channels = frame, frame.sample_rate, frame.layout.nb_channels
+                if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
+                    problem = f"has {rate} samples per second, allowed are {MIN_RATE_HZ} to {MAX_RATE_HZ}"
+                    raise InputError(f"{problem}; convert the sound", field, path)
             if source != (frame.format.name, frame.layout.name, frame.sample_rate):  # can change in mid-file
                 source = (frame.format.name, frame.layout.name, frame.sample_rate)
                 # Packed ("flt"), since PyAV 18 crashes on planar frames of more than 8 channels.
                 resampler = av.AudioResampler(format="flt", layout=first.layout, rate=rate)
             late = 0 if frame.time is None else frame.time - file_start - num_samples / rate
             if (MAX_DRIFT_SECONDS if blocks else MAX_START_ERROR_SECONDS) < late:
-                blocks.append(np.zeros((round(late * rate), num_channels), np.float32))
-                num_samples += len(blocks[-1])
+                num_silent = round(late * rate)
+                _check_length(num_samples + num_silent, num_channels, rate, field, path)
+                blocks.append(np.zeros((num_silent, num_channels), np.float32))
+                num_samples += num_silent
+            early = round(-late * rate) if not num_samples and late < -MAX_START_ERROR_SECONDS else 0
             for converted in resampler.resample(frame):
-                blocks.append(converted.to_ndarray().reshape(-1, num_channels))
+                block = converted.to_ndarray().reshape(-1, num_channels)
+                num_decoded += len(block)
+                blocks.append(block[early:])  # without what comes before the file's zero
+                early = max(0, early - len(block))
                 num_samples += len(blocks[-1])
-                num_decoded += len(blocks[-1])
+            _check_length(num_samples, num_channels, rate, field, path)
         if num_decoded == 0:
             raise InputError(f"no sound can be decoded from this file; give a sound file in `{field}`", field, path)
         if "mp4" in container.format.name and stream.duration:
@@ -181,6 +193,14 @@ def load_audio(path: str | os.PathLike, field: str = "audio_path", track: int | 
     check_samples(audio, field, path)
     audio.warn_of_what_is_heard(os.fspath(path))
     return audio
+
+
+def _check_length(num_samples: int, num_channels: int, rate: int, field: str, path: str | os.PathLike) -> None:
+    """Raises an InputError for sound that is too long to be held."""
+    if num_samples * num_channels > MAX_VALUES:
+        hours = MAX_VALUES / num_channels / rate / 3600
+        problem = f"is longer than the {hours:.3g} hours that are held of {num_channels} channel(s) at {rate} Hz"
+        raise InputError(f"{problem}; cut it into pieces", field, path)
 
 
 def check_samples(audio: Audio, field: str = "audio", value: object = None) -> None:

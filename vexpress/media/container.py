@@ -1,6 +1,7 @@
 """Media files: opening them, choosing a stream, one clock for all streams, and decoding past damage."""
 
 import contextlib
+import functools
 import logging
 import os
 import stat
@@ -15,10 +16,16 @@ logger = logging.getLogger(__name__)
 
 # What FFmpeg and PyAV raise on files that make no sense.
 PARSER_ERRORS = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
+# Demuxers of playlists and scripts, which FFmpeg finds by content and not by name: they read other files, wait for more
+# of a live stream, or synthesize without end. And those that capture a device.
+NO_MEDIA_FORMATS = {
+    *("avisynth", "concat", "dash", "hls", "image2", "image2pipe", "imf", "sbg", "vapoursynth", "webm_dash_manifest"),
+    *("rtp", "rtsp", "sap", "sdp", "fbdev", "kmsgrab", "lavfi", "video4linux2", "x11grab", "xcbgrab"),
+}
 # A difference to the header's duration below this is rounding.
 MAX_HEADER_ERROR_SECONDS = 0.5
 # A stream whose timestamps fall by more has started anew, as in files that were joined byte by byte.
-MIN_RESTART_SECONDS = 0.5
+MIN_RESTART_SECONDS = 0.1
 # A longer stretch without any packet of sound or video is a broken clock, not a pause (FFmpeg's own limit, too).
 MAX_JUMP_SECONDS = 10
 # What a packet says of its length is not believed beyond this: the last one before a jump says that of the jump.
@@ -56,9 +63,12 @@ def open_stream(
         raise InputError(f"the file is empty (0 bytes); {advice}", field, path)
     try:
         # "file:" stops names such as a:b.mp3 from being a protocol; tags in other encodings must not stop the reading.
-        container = av.open(f"file:{os.fspath(path)}", metadata_errors="replace")
+        options = {"format_whitelist": media_formats()}
+        container = av.open(f"file:{os.fspath(path)}", metadata_errors="replace", options=options)
     except PARSER_ERRORS as error:
         reason = getattr(error, "strerror", None) or first_line(error)
+        if isinstance(error, av.error.ArgumentError):
+            reason = "it is a playlist, a script, or of no known format: the media file itself is needed"
         raise InputError(f"FFmpeg cannot read it ({reason}); {advice}", field, path) from error
     with container:
         stream = _choose_stream(container, kind, field, path, track)
@@ -68,6 +78,16 @@ def open_stream(
             if isinstance(error, InputError):
                 raise
             raise InputError(f"FFmpeg cannot read it ({first_line(error)}); {advice}", field, path) from error
+
+
+@functools.cache
+def media_formats() -> str:
+    """FFmpeg's names of the formats that may be read, with commas."""
+    names = set()
+    for name in av.formats_available:
+        with contextlib.suppress(ValueError):  # one that is only written
+            names |= set(av.ContainerFormat(name, "r").name.split(","))
+    return ",".join(sorted(names - NO_MEDIA_FORMATS))
 
 
 def _choose_stream(
@@ -156,6 +176,8 @@ class Clock:
         self.breaks: list[float] = []
         self._spans: list[_Span] = []
         self._span_of: dict[int, _Span] = {}  # stream -> the span that it is in
+        self._has_dts: set[int] = set()  # streams that have shown a decoding time
+        self._first: dict[int, int] = {}  # stream -> first timestamp, of streams without decoding times
         self._last: dict[int, float] = {}  # stream -> its latest timestamp, in the file's own seconds
         self._tick: dict[int, float] = {}  # stream -> its time base in seconds
         self._longest: dict[int, float] = {}  # stream -> length of its longest packet in seconds
@@ -163,10 +185,16 @@ class Clock:
 
     def retime(self, packet: av.Packet) -> None:
         """Moves a packet's timestamps onto this clock; a packet without any stays as it is."""
+        index = packet.stream_index
         stamp = packet.pts if packet.dts is None else packet.dts
         if stamp is None:
             return
-        index = packet.stream_index
+        if index not in self._has_dts:  # as Matroska begins: times of showing, which go back and forth, say no restart
+            if packet.dts is None:
+                stamp = self._first.setdefault(index, stamp)
+            else:
+                self._has_dts.add(index)
+                self._last.pop(index, None)
         if index not in self._tick:
             self._tick[index] = float(packet.time_base)  # kept, since fractions are slow
         seconds = stamp * self._tick[index]
@@ -269,7 +297,8 @@ def decode_frames(
     if not promised and len(container.streams) == 1:
         promised = (container.duration or 0) / av.time_base
     promised -= clock.cut_seconds
-    if num_damaged or end - start < promised - MAX_HEADER_ERROR_SECONDS:
+    read = end - min(start, 0.0) if not stream.duration else end - start  # a file's duration counts from 0 on
+    if num_damaged or read < promised - MAX_HEADER_ERROR_SECONDS:
         logger.warning(
             "%s: damaged or cut off: %.2f s of %s could be read (by its header: %.2f s), %d damaged packets skipped",
             *(path, end - start, stream.type, promised, num_damaged),

@@ -22,6 +22,7 @@ AAC_BITS_PER_SAMPLE = 6
 # make another file each time. With AVX2 they make the same one.
 REPRODUCIBLE = {"x264-params": "asm=AVX2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 
+FLAC_MAX_RATE_HZ = 655_350
 LOSSLESS_FORMAT = "bgr0"  # of FFV1, for RGB of 8 bits
 TIMES_BASE = Fraction(1, 90000)  # of frames that are not evenly spaced
 
@@ -99,8 +100,9 @@ def encode_frames(
         container.mux(video_stream.encode(_video_frame(pixels, *stamp, video_stream.pix_fmt)))
         if audio is not None:
             end = round(end_seconds * rate)
-            container.mux(audio_stream.encode(audio_frame(audio, position, end)))
-            position = end
+            if end > position:  # not so between frames that are nearer than samples
+                container.mux(audio_stream.encode(audio_frame(audio, position, end)))
+                position = end
     container.mux(video_stream.encode(None))
     if audio is not None:
         container.mux(audio_stream.encode(None))
@@ -112,7 +114,7 @@ def encodable(audio: Audio, is_lossless: bool = False) -> Audio:
     if len(audio.samples) > 2:
         audio = audio.mono()
     if is_lossless:
-        return audio
+        return audio if audio.sampling_rate_hz <= FLAC_MAX_RATE_HZ else audio.resampled(AAC_RATES_HZ[0])
     return audio if audio.sampling_rate_hz in AAC_RATES_HZ else audio.resampled(AAC_RATES_HZ[0])
 
 

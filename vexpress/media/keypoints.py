@@ -35,6 +35,7 @@ FACT_LIMITS = {"fps": (1e-3, 1e4), "height": (1, 1e6), "width": (1, 1e6)}
 POINT_COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))  # left eye, right eye, nose
 LIMB_BRIGHTNESS = 0.6
 POINT_RADIUS_PX = LIMB_HALF_WIDTH_PX = 4
+MAX_KPS_PX = 100_000  # as far outside of the picture as a keypoint may be
 FAR_PX = 2**15  # OpenCV's drawing overflows with coordinates far beyond this
 
 # All that unpickling numpy arrays needs. Files of numpy 1 say numpy.core, those of numpy 2 numpy._core.
@@ -188,6 +189,10 @@ def load_kps(path: str | Path, field: str = "kps_path") -> KpsSequence:
     if not kps.isfinite().all():
         bad = (~kps.isfinite()).flatten(1).any(1).nonzero()[0].item()
         raise InputError(f"the keypoints of frame {bad} are not finite numbers; extract them again", field, path)
+    if kps.abs().max() > MAX_KPS_PX:
+        bad = (kps.abs() > MAX_KPS_PX).flatten(1).any(1).nonzero()[0].item()
+        problem = f"a keypoint of frame {bad} is {kps[bad].abs().max():.3g} px from 0, allowed are {MAX_KPS_PX} px"
+        raise InputError(f"{problem}; extract them again", field, path)
     return KpsSequence(kps, fps, height and int(height), width and int(width))
 
 
@@ -238,10 +243,10 @@ def _to_tensor(frames: Any) -> Tensor:
     if isinstance(frames, Tensor | np.ndarray) and frames.ndim == 2 and frames.shape[0] in NUM_POINTS:
         frames = frames[None]  # a single frame
     if isinstance(frames, Tensor | np.ndarray) and frames.ndim:
-        whole = _numbers(frames)
+        whole = _numbers(frames, 2 * max(NUM_POINTS) * MAX_FRAMES)
         parts = {whole.shape[1:]: whole}
     elif isinstance(frames, Sequence) and not isinstance(frames, str | bytes) and len(frames) <= MAX_FRAMES:
-        rows = [_numbers(frame) for frame in frames]
+        rows = [_numbers(frame, 2 * max(NUM_POINTS)) for frame in frames]
         parts = {row.shape: row for row in rows}
         whole = torch.stack(rows) if len(parts) == 1 else torch.zeros(len(rows), 0)
     else:
@@ -253,13 +258,14 @@ def _to_tensor(frames: Any) -> Tensor:
     return whole.reshape(len(whole), -1, 2)[:, :3].contiguous()
 
 
-def _numbers(value: Any) -> Tensor:
-    """An array, or points in lists, as float32; nothing that is large by nesting alone."""
+def _numbers(value: Any, most: int) -> Tensor:
+    """An array of up to `most` numbers, or points in lists, as float32; nothing that is large by nesting alone."""
+    if isinstance(value, np.ndarray | Tensor) and math.prod(value.shape) > most:  # before it is copied: of strides of 0
+        raise ValueError(f"an array of shape {tuple(value.shape)}; needed are frames of (3, 2) or (5, 2)")
     if isinstance(value, np.ndarray) and value.dtype.kind in "iuf":
-        return torch.from_numpy(value.astype(np.float32))
+        with np.errstate(over="ignore"):  # what becomes infinite is refused
+            return torch.from_numpy(value.astype(np.float32))
     if isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_complex()):
-        if value.numel() > 2 * max(NUM_POINTS) * MAX_FRAMES:
-            raise ValueError(f"a tensor of shape {tuple(value.shape)}")
         return value.detach().to("cpu", torch.float32)
     while isinstance(value, list | tuple) and len(value) == 1:
         [value] = value

@@ -77,7 +77,9 @@ def read_frames_at(path: str | os.PathLike, frame_ids: Sequence[int], field: str
             frames = _decode_near(container, stream, timeline, wanted)
         else:
             frames = _decode_from_start(path, field, wanted)
-        pixels = {wanted[frame.pts]: to_pixels(frame, stream) for frame in frames}
+        pixels: dict[int, np.ndarray] = {}
+        for frame in frames:  # the first of those that share a time, as `read_frames` has it
+            pixels.setdefault(wanted[frame.pts], to_pixels(frame, stream))
     if missing := sorted(set(frame_ids) - set(pixels)):
         raise InputError(f"frames {missing} of {num_frames} are damaged; {VERIFY_ADVICE}", field, path)
     if len(shapes := {image.shape for image in pixels.values()}) > 1:
@@ -108,25 +110,30 @@ def _read_timeline(
     """
     if container.format.name == "avi" and stream.codec_context.has_b_frames:
         raise InputError("AVI keeps no timestamps of its B-frames; convert the video to MP4", field, path)
-    shown, keyframes = set(), set()
+    shown, keyframes, leads_in = set(), set(), False
     clock = Clock()
-    for packet in _with_timestamp(read_packets(container, stream, clock)):
+    for packet in _readable(read_packets(container, stream, clock)):
+        if packet.pts is None:  # from before Matroska's zero: not shown, but what follows is predicted from it
+            leads_in |= packet.is_keyframe and not shown
+            continue
         if packet.is_keyframe:
             keyframes.add((packet.pts, packet.pts if packet.dts is None else packet.dts))
         if not packet.is_discard:
             shown.add(packet.pts)
-    first = min(keyframes, default=(float("inf"),))[0]
+    if leads_in and not shown:
+        raise InputError("keeps no timestamps of its frames; convert the video to MP4", field, path)
+    first = float("-inf") if leads_in else min(keyframes, default=(float("inf"),))[0]
     return _Timeline(
         np.array(sorted(pts for pts in shown if pts >= first), np.int64),
         np.array(sorted(keyframes), np.int64).reshape(-1, 2),
-        not clock.breaks,
+        not clock.breaks and not leads_in,
     )
 
 
-def _with_timestamp(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
-    """Packets with a timestamp, up to where the file can be read."""
+def _readable(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    """Packets that hold something, up to where the file can be read."""
     try:
-        yield from (packet for packet in packets if packet.pts is not None)
+        yield from (packet for packet in packets if packet.size)
     except av.error.FFmpegError:
         return
 
@@ -135,7 +142,7 @@ def _decode_from_start(path: str | os.PathLike, field: str, wanted: Collection[i
     """Yields the frames with the wanted timestamps, decoding all up to the last of them."""
     with open_stream(path, "video", field) as (container, stream):  # seeking back would need timestamps that say places
         num_left = len(wanted)
-        packets = _with_timestamp(read_packets(container, stream, Clock()))
+        packets = _readable(read_packets(container, stream, Clock()))
         for packet in itertools.chain(packets, [None]):
             for frame in _wanted_frames(stream.codec_context, packet, wanted):
                 yield frame
@@ -150,7 +157,7 @@ def _decode(
     """Yields the frames with the wanted timestamps, as far as they can be decoded, from the last of `keyframes` on."""
     for timestamp in keyframes[::-1].flatten():  # MP4 seeks by the time of showing, MPEG-TS by that of decoding
         container.seek(int(timestamp), stream=stream)
-        packets = _with_timestamp(container.demux(stream))
+        packets = (packet for packet in _readable(container.demux(stream)) if packet.pts is not None)
         first = next(packets, None)
         if first is not None and first.is_keyframe and first.pts <= keyframes[-1, 0]:
             break

@@ -71,29 +71,48 @@ def probe_video(path: str | os.PathLike, field: str = "video_path") -> VideoInfo
 def read_frames(path: str | os.PathLike, field: str = "video_path") -> Iterator[tuple[float, np.ndarray]]:
     """Decodes a video lazily in the order in which it is shown, as a player shows it: upright, with square pixels.
 
-    Damaged parts are skipped with a warning. Where timestamps restart or jump, see `vexpress.media.container.Clock`.
-    Where a picture starts a part of a frame later than the sound, its time is rounded to the nearest whole frame.
+    Times rise strictly, frames have one size. Damaged parts are skipped with a warning. Where timestamps restart or
+    jump, see `vexpress.media.container.Clock`. Where a picture starts a part of a frame later than the sound, its time
+    is rounded to the nearest whole frame.
 
     Yields:
         Seconds since the start of the file, and the frame: (H W 3) uint8 RGB.
 
     Raises:
-        InputError: at the first frame: no such file, no video in it, or nothing that can be decoded.
+        InputError: at the first frame: no such file, no video in it, or nothing that can be decoded; later: the size
+            changes.
     """
     with open_stream(path, "video", field) as (container, stream):
         stream.thread_type = "AUTO"
         file_start, fps = file_start_seconds(container), _stream_fps(stream)
-        clock, index, shift, num_breaks = Clock(path), -1, 0.0, -1
-        for index, frame in enumerate(decode_frames(container, stream, path, clock)):
+        clock, index, shift, num_breaks, last, size = Clock(path), -1, 0.0, -1, float("-inf"), None
+        for index, frame in enumerate(_shown_frames(container, stream, decode_frames(container, stream, path, clock))):
             seconds = index / (fps or 1) if frame.time is None else frame.time - file_start
             if index == 0:
                 warn_of_hdr(frame, path)
             breaks = bisect.bisect(clock.breaks, seconds + file_start + TIMESTAMP_ERROR_SECONDS)
             if breaks != num_breaks:  # a stretch begins whose frames are evenly spaced from here on
                 num_breaks, shift = breaks, round(seconds * fps) / fps - seconds if fps and fps <= MAX_FPS else 0.0
-            yield float(seconds + shift), to_pixels(frame, stream)
+            if seconds + shift <= last:  # a player shows one of those that share a time; random access, too
+                continue
+            last = float(seconds + shift)
+            pixels = to_pixels(frame, stream)
+            if size not in (None, pixels.shape[:2]):
+                sizes = " to ".join(f"{width}x{height}" for height, width in (size, pixels.shape[:2]))
+                raise InputError(f"its frames change in size, from {sizes} px; convert it to one size", field, path)
+            size = pixels.shape[:2]
+            yield last, pixels
         if index < 0:
             raise InputError(f"no frame of the video can be decoded; give a whole video in `{field}`", field, path)
+
+
+def _shown_frames(
+    container: av.container.InputContainer, stream: av.VideoStream, frames: Iterator[av.VideoFrame]
+) -> Iterator[av.VideoFrame]:
+    """Leaves out frames from before Matroska's zero, which have no time: `start_time` is of the first one that has."""
+    if "matroska" in container.format.name and stream.start_time is not None:
+        return itertools.dropwhile(lambda frame: frame.time is None, frames)
+    return frames
 
 
 def _stream_fps(stream: av.VideoStream) -> Fraction | None:

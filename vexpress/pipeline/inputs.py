@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from vexpress.errors import InputError, first_line
+from vexpress.media.keypoints import MAX_KPS_PX
 from vexpress.models.attributes import ATTRIBUTES
 from vexpress.options import CALL, SamplingOptions, option_fields
 
 MAX_SIZE_PX = next(field.metadata["high"] for field in fields(SamplingOptions) if field.name == "image_height")
-MAX_KPS_PX = 100_000  # as far outside of the picture as a keypoint may be
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "generator")
 TENSOR_INPUTS = ("latents",)
 """What `callback_on_step_end` may ask for."""
@@ -149,7 +149,7 @@ def prepare_kps(kps: Any, field: str = "kps_sequence") -> Tensor:
         raise InputError("must be of shape (f, 3, 2), f > 0", field, tuple(kps.shape))
     kps = _as_finite(kps, field)
     if kps.abs().max() > MAX_KPS_PX:
-        raise InputError(f"must be at most {MAX_KPS_PX} px from 0", field)
+        raise InputError(f"is {float(kps.abs().max()):.3g} px from 0; allowed are up to {MAX_KPS_PX} px", field)
     return kps
 
 

@@ -237,7 +237,8 @@ class PipelineParts(DiffusionPipeline):
         parts = []
         for part in kps.split(FRAMES_PER_BATCH):
             images = torch.from_numpy(np.stack([render_v_kps(points, height, width) for points in part]))
-            images = rearrange(images, "f h w c -> 1 c f h w").to(self._execution_device) / 255
+            # Not `_execution_device`, which takes milliseconds; a guider that is offloaded fetches its inputs.
+            images = rearrange(images, "f h w c -> 1 c f h w").to(self.v_kps_guider.device) / 255
             parts.append(self.v_kps_guider(images.to(self.v_kps_guider.dtype)))
         return torch.cat(parts, dim=2)
 

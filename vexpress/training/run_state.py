@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from vexpress.errors import InputError, first_line
 from vexpress.files import former_folder, remove_folder, remove_leftovers, replace_folder
@@ -159,7 +160,7 @@ class RunState:
                 self.ema.to(self.accelerator.device)
         except InputError:
             raise
-        except Exception as error:  # of states that do not fit, the libraries raise anything
+        except (Exception, CheckpointException) as error:  # of states that do not fit, the libraries raise anything
             raise InputError(
                 f"checkpoint {path} does not fit this configuration ({first_line(error)}); change `output_dir` to "
                 "start anew"
@@ -184,7 +185,7 @@ class RunState:
             if self.accelerator.is_main_process:
                 for partial in (partial_path(final), partial_path(self.export_folder)):
                     remove_folder(partial)
-            if isinstance(error, OSError | RuntimeError | SafetensorError):
+            if isinstance(error, OSError | RuntimeError | SafetensorError | CheckpointException):
                 raise InputError(
                     f"checkpoint of step {step} cannot be written to {self.folder} ({first_line(error)}); earlier ones "
                     "are untouched; free space or change output_dir, and run the same command again"

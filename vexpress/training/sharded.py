@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType
 
 from vexpress.errors import InputError, first_line
 
-METADATA_FILE = ".metadata"
+METADATA_SUFFIX = ".metadata"  # of a name that may begin with a process's number
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 HARMLESS = {
     "torch.distributed.checkpoint.metadata": {
@@ -48,9 +48,13 @@ def no_pickles(checkpoint: Path) -> Iterator[None]:
     everything in small values, which the environment forbids.
 
     Raises:
-        InputError: metadata name what no checkpoint needs.
+        InputError: metadata name what no checkpoint needs, or there is a link, behind which anything may be.
     """
-    for path in checkpoint.rglob(METADATA_FILE):
+    for path in checkpoint.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise InputError(f"checkpoint {checkpoint}: {path.relative_to(checkpoint)} is a link or device; copy it")
+        if not path.name.endswith(METADATA_SUFFIX):
+            continue
         try:
             with open(path, "rb") as file:
                 _MetadataReader(file).load()

@@ -78,13 +78,24 @@ def test_what_is_no_curve_is_one_line_that_names_the_option(name, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x,y\n0,0\n", "value\n", "value\nhigh\n", "time,value\n0,0\n1\n", "time\n0\n", "value\n2\n"]
+    "text",
+    [
+        *("", "x,y\n0,0\n", "value\n", "value\nhigh\n", "time,value\n0,0\n1\n", "time\n0\n", "value\n2\n"),
+        "time,value\n0," + "1" * 200_000,
+    ],
 )
 def test_a_csv_that_is_no_curve_is_one_line(tmp_path, text):
     (tmp_path / "c.csv").write_text(text)
     with pytest.raises(InputError) as caught:
         made(smile=str(tmp_path / "c.csv"))
     assert caught.value.field == "smile" and "\n" not in str(caught.value)
+
+
+def test_a_csv_of_excel_and_a_curve_that_is_out_of_range(tmp_path):
+    (tmp_path / "c.csv").write_text("\ufeffvalue\n0\n1\n", encoding="utf-8")
+    np.testing.assert_allclose(made(2, smile=str(tmp_path / "c.csv"))[:, 5], [0, 1])
+    with pytest.raises(InputError, match="^smile=2: must be 0 to 1$"):
+        made(smile="[2]")
 
 
 def test_files_are_not_read_for_another_machine_and_not_written_into_videos(tmp_path):

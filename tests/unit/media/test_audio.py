@@ -439,3 +439,17 @@ def test_samples_that_are_no_sound_are_not_written(tmp_path, value, num_channels
         with pytest.raises(InputError, match="^audio: holds (samples of|NaN or infinite)"):
             write(tmp_path / name)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("rate", [1, 999, 1_000_001])
+def test_rates_that_no_sound_has_are_refused(tmp_path, rate):
+    path = write_wav(tmp_path / "a.wav", np.zeros((100, 1), np.float32), rate)
+    with pytest.raises(InputError, match=f"has {rate} samples per second, allowed are 1000 to 1000000"):
+        load_audio(path)
+
+
+def test_sound_that_is_too_long_to_be_held_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("vexpress.media.audio.MAX_VALUES", 1000)
+    path = write_wav(tmp_path / "a.wav", np.zeros((1001, 1), np.float32), 16000)
+    with pytest.raises(InputError, match="longer than the 1.74e-05 hours that are held .*; cut it into pieces"):
+        load_audio(path)

@@ -260,3 +260,91 @@ def test_metadata_of_any_bytes_does_not_stop_the_reading(tmp_path):
         path.write_bytes(data[:position] + text + data[position + 4 :])
         assert load_audio(path).duration_seconds == pytest.approx(2, abs=0.1)
         assert count_frames(path) == NUM_FRAMES
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:2.0,\na.ts\n",  # waits for more, for ever
+        "ffconcat version 1.0\nfile a.ts\n",
+        "-SE\nfoo: pink/40 200+4/20\nNOW foo\n+30:00:00 foo\n",  # makes sound without end
+    ],
+)
+def test_playlists_and_scripts_are_refused_by_any_name(tmp_path, text):
+    write_film(tmp_path / "a.ts")
+    for name in ("list.m3u8", "list.wav", "list"):
+        (tmp_path / name).write_text(text)
+        for read in (load_audio, probe_video):
+            with pytest.raises(InputError, match="FFmpeg cannot read it"):
+                read(tmp_path / name)
+
+
+@pytest.mark.parametrize(("fps", "options"), [(5, {}), (2, {}), (25, {"bf": "16", "b_strategy": "0"})])
+def test_matroska_that_begins_without_decoding_times_does_not_restart(tmp_path, fps, options):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for index in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(make_frame(index))))
+        container.mux(stream.encode(None))
+    times, frames = zip(*read_frames(path))
+    np.testing.assert_allclose(times, np.arange(40) / fps, atol=2e-3)
+    assert [frame.mean() > 200 for frame in frames].index(True) == FLASH
+    assert count_frames(path) == 40
+
+
+@pytest.mark.parametrize("early", ["audio", "both"])
+def test_what_comes_before_the_zero_of_matroska_is_not_shown_or_heard(tmp_path, early):
+    film = write_film(tmp_path / "film.mkv", ("libx264", "pcm_s16le"))
+    path, by_seconds = tmp_path / "early.mkv", 0.4
+    with (
+        av.open(str(film)) as reader,
+        av.open(str(path), "w", container_options={"avoid_negative_ts": "disabled"}) as writer,
+    ):
+        streams = {stream.index: writer.add_stream_from_template(stream) for stream in reader.streams}
+        for packet in reader.demux():
+            if packet.dts is not None:
+                earlier = round(by_seconds / packet.time_base) if early in ("both", packet.stream.type) else 0
+                packet.pts, packet.dts = packet.pts - earlier, packet.dts - earlier
+                packet.stream = streams[packet.stream_index]
+                writer.mux(packet)
+    heard = FLASH / FPS - by_seconds
+    shown = heard if early == "both" else FLASH / FPS
+    assert flashes_heard(path)[0] == pytest.approx([heard], abs=A_FRAME)
+    assert flashes_shown(path)[0] == pytest.approx([shown], abs=A_FRAME)
+    times, frames = zip(*read_frames(path))
+    assert np.diff(times) == pytest.approx(1 / FPS, abs=2e-3)
+    assert count_frames(path) == len(times)
+    for number in (0, len(times) // 2, len(times) - 1):
+        assert np.array_equal(read_frames_at(path, [number])[0], frames[number])
+
+
+def test_frames_that_change_in_size_are_refused(tmp_path):
+    parts = []
+    for size in ((48, 32), (64, 48)):
+        path = tmp_path / "part.ts"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=FPS)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            for _ in range(10):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((size[1], size[0], 3), np.uint8))))
+            container.mux(stream.encode(None))
+        parts.append(path.read_bytes())
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    with pytest.raises(InputError, match="change in size, from 48x32 to 64x48 px; convert it to one size"):
+        list(read_frames(tmp_path / "joined.ts"))
+
+
+def test_short_files_that_were_joined_are_read_whole(tmp_path):
+    part = write_film(tmp_path / "part.ts", ("libx264", None), np.arange(10) / FPS).read_bytes()
+    (tmp_path / "joined.ts").write_bytes(4 * part)
+    times = [seconds for seconds, _ in read_frames(tmp_path / "joined.ts")]
+    assert len(times) == 40 and min(np.diff(times)) > 0
+
+
+def test_sound_alone_may_begin_late(tmp_path, caplog):
+    write_film(tmp_path / "a.mkv", (None, "pcm_s16le"))
+    late = moved(tmp_path / "a.mkv", tmp_path / "late.mkv", by_seconds=5, at_seconds=0)
+    assert load_audio(late).duration_seconds == pytest.approx(NUM_FRAMES / FPS, abs=A_FRAME)
+    assert "damaged" not in caplog.text

@@ -194,7 +194,7 @@ def test_damaged_files_are_input_errors(tmp_path):
         ([np.zeros((4, 2), np.float32)], r"shapes \[\(4, 2\)\]"),
         (torch.zeros(4, 2, 3, 2), r"shapes \[\(2, 3, 2\)\]"),
         (torch.zeros(0, 3, 2), "holds 0 frames"),
-        (torch.zeros(3, 2).expand(10**9, 3, 2), r"a tensor of shape \(1000000000, 3, 2\)"),
+        (torch.zeros(3, 2).expand(10**9, 3, 2), r"an array of shape \(1000000000, 3, 2\)"),
         (torch.zeros(4, 3, 2).to_sparse(), "not an array of numbers"),
         (torch.zeros(4, 3, 2, dtype=torch.complex64), "not an array of numbers"),
         ([None, FACE], "a frame is of type NoneType"),
@@ -358,3 +358,24 @@ def test_points_outside_of_the_picture_are_warned_about(caplog):
 def test_unknown_extension_is_named():
     with pytest.raises(InputError, match="^kps_extend=repeat: allowed are loop, stretch, hold"):
         fit_to_clip(KpsSequence(ramp(3)), 9, 30, 512, 512, "repeat")
+
+
+def test_points_far_away_are_refused_by_their_frame(tmp_path):
+    torch.save([FACE, FACE * 1e30], tmp_path / "kps.pth")
+    with pytest.raises(InputError, match=r"a keypoint of frame 1 is \S+ px from 0, allowed are 100000 px"):
+        load_kps(tmp_path / "kps.pth")
+
+
+def test_frames_that_are_large_without_holding_anything_are_refused_before_they_are_copied(tmp_path, monkeypatch):
+    torch.save([torch.zeros(1, dtype=torch.float16).expand(10**9)] * 1000, tmp_path / "kps.pth")
+    monkeypatch.setattr(torch.Tensor, "to", None)
+    with pytest.raises(InputError, match=r"an array of shape \(1000000000,\)"):
+        load_kps(tmp_path / "kps.pth")
+
+
+def test_an_array_that_is_no_archive_is_bounded_too(tmp_path):
+    np.save(tmp_path / "kps.npy", np.zeros((1, 3, 2), np.float32))
+    path = (tmp_path / "kps.npy").rename(tmp_path / "kps.npz")
+    os.truncate(path, 2**29)
+    with pytest.raises(InputError, match="unpacks to 512 MiB"):
+        load_kps(path)
