@@ -155,8 +155,9 @@ def main(arguments: list[str] | None = None) -> None:
             temporary.write_text(json.dumps(done, indent=1) + "\n")
         print(json.dumps(row))
     for key in ("before", "after", "autoencoder", "others_before", "others_after"):
-        means = {name: np.mean([row[key][name] for row in done]) for name in done[0][key]}
-        print(f"{key:14}", "  ".join(f"{name} {value:.3f}" for name, value in means.items()))
+        for word, average in (("mean", np.mean), ("median", np.median)):  # the meter misreads a few people
+            figures = {name: average([row[key][name] for row in done]) for name in done[0][key]}
+            print(f"{key:14} {word:6}", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
 
 if __name__ == "__main__":
