@@ -120,6 +120,48 @@ def test_what_does_not_go_together_is_refused(encoders, tmp_path, name, file, ch
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", tiny.ENCODERS)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attn_implementation", "owner/kernel"),
+        ("_attn_implementation", "owner/kernel"),
+        ("_attn_implementation", "flash_attention_2"),
+        ("_attn_implementation", {"": "owner/kernel"}),
+        ("_experts_implementation", "owner/kernel"),
+        ("quantization_config", {"quant_method": "fp8"}),
+    ],
+)
+def test_a_folder_cannot_choose_code(encoders, tmp_path, name, key, value):
+    """The library would fetch a kernel, which is native code, from a hub, if the package that does so is there."""
+    save(tmp_path, encoders[name])
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(InputError, match=f"^audio_encoder_path=.*config.json: {key} is .*may run other code"):
+        load_audio_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("name", tiny.ENCODERS)
+@torch.no_grad()
+def test_attention_is_the_same_whatever_a_folder_says(encoders, tmp_path, name):
+    waveform = speech(RATE)
+    save(tmp_path, encoders[name])
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for value in (None, "eager", "sdpa"):
+        path.write_text(json.dumps({**config, "_attn_implementation": value, "_attn_implementation_autoset": True}))
+        assert torch.equal(
+            encode_audio(*load_audio_encoder(tmp_path), waveform), encode_audio(*encoders[name], waveform)
+        )
+
+
+def test_an_adapter_in_a_folder_is_refused(encoders, tmp_path):
+    save(tmp_path, encoders["hubert"])
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds an adapter"):
+        load_audio_encoder(tmp_path)
+
+
 # ---- chunks and streams ----------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 
 import pytest
 import safetensors.torch
@@ -12,8 +13,10 @@ import torch
 from tests import tiny
 from vexpress.errors import InputError
 from vexpress.model_folder import LAYOUT, ModelPaths
+from vexpress.models.head_motion import HeadMotion
 from vexpress.pipeline import VExpressPipeline
 from vexpress.weights import load_audio_encoder, load_networks, load_vae, read_state_dict
+from vexpress.weights.head_motion import load_head_motion, save_head_motion
 
 
 @pytest.fixture
@@ -140,6 +143,24 @@ def test_damaged_files(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
+def write_packed(path):
+    """An archive of 0.1 MB, as PyTorch opens them, whose pickle unpacks to 80 MB of zeros."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(80_000_000))
+        archive.writestr("archive/version", "3\n")
+
+
+def test_packed_archives_are_refused_before_they_are_unpacked(tmp_path, model_dir):
+    write_packed(tmp_path / "weights.pth")
+    with pytest.raises(InputError, match=r"weights file .*weights\.pth: unpacks to 76 MiB"):
+        read_state_dict(tmp_path / "weights.pth")
+    for part, (load, folder, path) in library_parts(model_dir).items():
+        path.unlink()
+        write_packed(folder / "pytorch_model.bin")
+        with pytest.raises(InputError, match=rf"^{part}_path=.*pytorch_model\.bin: unpacks to 76 MiB"):
+            load(folder)
+
+
 def test_wrong_contents(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(InputError, match="does not hold a dictionary of tensors"):
@@ -213,6 +234,37 @@ def test_configurations_that_do_not_fit(model_dir):
         path.write_text(broken)
         with pytest.raises(InputError, match=message):
             load_networks(ModelPaths.from_model_dir(model_dir))
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("audio_encoder", "num_hidden_layers", 1000),
+        ("audio_encoder", "num_labels", 10**6),
+        ("audio_encoder", "conv_dim", [8] * 2000),
+        ("vae", "layers_per_block", 1000),
+        ("vae", "block_out_channels", [8] * 2000),
+        ("unet_config", "layers_per_block", [1, 1000]),
+        ("unet_config", "block_out_channels", [8] * 2000),
+        ("head_motion", "num_blocks", 1000),
+        ("head_motion", "num_audio_blocks", 1000),
+    ],
+)
+def test_numbers_of_layers_are_bounded(model_dir, part, key, value):
+    """A million of them would be built for hours before anything is compared with the weights."""
+    save_head_motion(model_dir, HeadMotion(audio_width=8, width=8, num_audio_blocks=1, num_blocks=1))
+    place = model_dir / LAYOUT[f"{part}_path"]
+    path = place / "config.json" if place.is_dir() else place.with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    load = {
+        "audio_encoder": load_audio_encoder,
+        "vae": load_vae,
+        "head_motion": lambda place: load_head_motion(place.with_suffix(".safetensors")),
+        "unet_config": lambda _: load_networks(ModelPaths.from_model_dir(model_dir)),
+    }
+    with pytest.raises(InputError, match=f"{key}.*(must be at most|has 2000 entries)") as caught:
+        load[part](place)
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 500
 
 
 def test_broken_library_folders_are_one_line(model_dir):

@@ -10,6 +10,7 @@ from vexpress.errors import InputError
 from vexpress.files import replacing
 from vexpress.model_folder import LAYOUT, read_config
 from vexpress.models.head_motion import HeadMotion
+from vexpress.weights.bounds import check_counts
 from vexpress.weights.state_dicts import load_weights
 
 KEPT_EXACT = ("factors", "deviations")  # what is smooth stays so only with all digits
@@ -23,6 +24,7 @@ def load_head_motion(path: Path, device: torch.device | str = "cpu") -> HeadMoti
     """
     config = read_config(path.with_suffix(".json"))
     try:
+        check_counts(config)
         with torch.device("meta"):
             network = HeadMotion(**config)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:

@@ -2,6 +2,8 @@
 
 import inspect
 import math
+import textwrap
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
@@ -21,6 +23,7 @@ from vexpress.audio_encoders import UNTRAINED, WHISPER_HOP, WHISPER_STRIDE, norm
 from vexpress.diffusion.latents import Autoencoder
 from vexpress.errors import InputError, first_line
 from vexpress.model_folder import LAYOUT, read_config
+from vexpress.weights.bounds import check_archive, check_counts
 from vexpress.weights.state_dicts import check_finite
 
 AUTOENCODERS = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderDC, AutoencoderTiny)}
@@ -45,6 +48,14 @@ SPEECH_ENCODERS = {
     "whisper": (None, "WhisperFeatureExtractor"),
 }
 """`model_type` -> classes of transformers, imported when they are needed; None is one of ours."""
+ATTENTION = {"wav2vec2": "sdpa", "hubert": "sdpa", "wavlm": "eager", "whisper": "sdpa"}
+"""`model_type` -> the library's attention that is used: the fastest that it has for it without other packages."""
+CODE_KEYS = {
+    **dict.fromkeys(("attn_implementation", "_attn_implementation"), (None, "eager", "sdpa")),
+    **dict.fromkeys(("experts_implementation", "_experts_implementation", "quantization_config"), (None,)),
+}
+"""Key of a configuration by which the library fetches a kernel, native code, from a hub -> values that do not."""
+ADAPTER_FILE = "adapter_config.json"  # the library would put it on the weights by itself
 WHISPER_FOLDER = r"^(?:model\.)?encoder\."  # what stands before the encoder's names where the decoder is there, too
 
 
@@ -123,14 +134,14 @@ def load_audio_encoder(
     processor = _from_pretrained(getattr(transformers, processor_name), folder, field)
     if not isinstance(processor.sampling_rate, int) or not 1000 <= processor.sampling_rate <= 1_000_000:
         raise InputError(f"sampling_rate {processor.sampling_rate!r}: must be 1000 to 1000000 Hz", field, folder)
+    options = {"dtype": dtype, "attn_implementation": ATTENTION[config.model_type]}
     if config.model_type == "whisper":
         _check_whisper(config, processor, field, folder)
-        return _load_whisper(folder, field, dtype).to(device), processor
+        return _load_whisper(folder, field, **options).to(device), processor
     is_released = config.model_type == "wav2vec2"  # of the others, each has its own
     for name, expected in {"feature_size": 1, **({"do_normalize": True} if is_released else {})}.items():
         _check_switch(vars(processor), name, expected, field, folder)
-    options = {"attn_implementation": "sdpa"} if is_released else {}
-    encoder = _load_model(getattr(transformers, network_name), folder, field, dtype=dtype, **options)
+    encoder = _load_model(getattr(transformers, network_name), folder, field, **options)
     return encoder.to(device), processor
 
 
@@ -144,6 +155,11 @@ def load_audio_config(folder: str | PathLike, field: str = "audio_encoder_path")
     model_type = values.get("model_type", "wav2vec2")
     if model_type not in SPEECH_ENCODERS:
         raise InputError(f"model_type is {model_type!r}; allowed are {', '.join(SPEECH_ENCODERS)}", field, folder)
+    for name, allowed in CODE_KEYS.items():
+        if values.get(name) not in allowed:
+            shown = textwrap.shorten(repr(values[name]), 80)
+            advice = f"allowed is {' or '.join(filter(None, allowed))}" if any(allowed) else "leave it out"
+            raise InputError(f"config.json: {name} is {shown}, which may run other code; {advice}", field, folder)
     try:
         config = type(transformers.AutoConfig.for_model(model_type)).from_dict(values)
         read_layers(config)
@@ -178,10 +194,11 @@ def _check_whisper(
         )
 
 
-def _load_whisper(folder: str | PathLike, field: str, dtype: torch.dtype) -> PreTrainedModel:
+def _load_whisper(folder: str | PathLike, field: str, dtype: torch.dtype, **options) -> PreTrainedModel:
     from vexpress.models.whisper_encoder import WhisperSpeechEncoder  # half a second, which no other needs
 
-    loaded = _load_model(WhisperSpeechEncoder, folder, field, dtype=dtype, key_mapping={WHISPER_FOLDER: ""})
+    options |= {"dtype": dtype, "key_mapping": {WHISPER_FOLDER: ""}}
+    loaded = _load_model(WhisperSpeechEncoder, folder, field, **options)
     # One that was loaded with other names cannot be saved (transformers 5.23): a clean one takes its weights.
     encoder = WhisperSpeechEncoder(loaded.config).to(dtype)
     encoder.load_state_dict(loaded.state_dict())
@@ -192,9 +209,11 @@ def _read_config(folder: str | PathLike, field: str) -> dict:
     if not Path(folder).is_dir():  # the libraries take a missing folder for the name of a model on a hub
         raise InputError("no such folder", field, folder)
     try:
-        return read_config(Path(folder) / "config.json")
+        config = read_config(Path(folder) / "config.json")
+        check_counts(config)
+        return config
     except InputError as error:
-        raise InputError(error.problem, field, folder) from error
+        raise InputError(str(error), field, folder) from error
 
 
 def _check_switch(config: Mapping[str, Any], name: str, expected: Any, field: str, folder: str | PathLike) -> None:
@@ -216,6 +235,7 @@ def _check_latent_scale(name: str, value: Any, num_channels: int, field: str, fo
 
 
 def _load_model(library_class: type, folder: str | PathLike, field: str, **options) -> nn.Module:
+    _check_files(Path(folder), field)
     model, info = _from_pretrained(library_class, folder, field, output_loading_info=True, **options)
     problems = {
         "missing": [name for name in info["missing_keys"] if name not in MISSING_IS_HARMLESS],
@@ -229,6 +249,24 @@ def _load_model(library_class: type, folder: str | PathLike, field: str, **optio
         if name not in MISSING_IS_HARMLESS:
             check_finite(name, tensor, f"`{field}` {folder}")
     return model.eval()
+
+
+def _check_files(folder: Path, field: str) -> None:
+    """Looks at the files of a folder before the library reads weights out of any of them.
+
+    Raises:
+        InputError: an archive that is packed, or an adapter, which would change the weights.
+    """
+    if (folder / ADAPTER_FILE).exists():
+        raise InputError(f"holds an adapter ({ADAPTER_FILE}); merge it into the weights", field, folder)
+    for path in folder.rglob("*"):  # an index may name files of any suffix, at any depth
+        try:
+            if path.is_file():
+                check_archive(path)
+        except InputError as error:
+            raise InputError(f"{path.name}: {error.problem}", field, folder) from error
+        except (OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path.name}: cannot be read ({first_line(error)})", field, folder) from error
 
 
 def _from_pretrained(library_class: type, folder: str | PathLike, field: str, **options):

@@ -14,6 +14,7 @@ from vexpress.errors import InputError
 from vexpress.files import replacing
 from vexpress.model_folder import LAYOUT, ModelPaths, read_config
 from vexpress.models import AttributeProjection, AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
+from vexpress.weights.bounds import check_counts
 from vexpress.weights.state_dicts import load_weights
 
 IGNORED_KEYS = {
@@ -23,15 +24,6 @@ IGNORED_KEYS = {
     },
 }
 """Network -> prefix of keys in released files that we do not have -> why."""
-
-MAX_COUNTS = {
-    "layers_per_block": 100,
-    "transformer_layers_per_block": 100,
-    "reverse_transformer_layers_per_block": 100,
-    "depth": 100,
-    "motion_max_seq_length": 10_000,
-}
-"""What would take hours to build if it were a million."""
 
 MAX_OPTIONAL_BYTES = 2**30  # of the attribute projection, which has some 2 MiB
 
@@ -54,9 +46,7 @@ def build_networks(
     unet_config = read_config(unet_config_path)
     reference_config = {key: value for key, value in unet_config.items() if not key.startswith("motion_")}
     for config in (unet_config, v_kps_guider, audio_projection):
-        for key in MAX_COUNTS.keys() & config.keys():
-            if any(isinstance(count, int | float) and count > MAX_COUNTS[key] for count in _flatten(config[key])):
-                raise InputError(f"makes no such network: must be at most {MAX_COUNTS[key]}", key, config[key])
+        check_counts(config)
     recipes = {
         "reference_net": lambda: ReferenceNet.from_config(reference_config),
         "denoising_unet": lambda: DenoisingUNet.from_config(unet_config),
@@ -87,10 +77,6 @@ def build_attribute_projection(config: Mapping[str, Any]) -> AttributeProjection
         return AttributeProjection(**config)
     except Exception as error:  # of odd types and sizes, the libraries raise anything
         raise InputError(f"configuration of attribute_projection: makes no such network ({error})") from error
-
-
-def _flatten(value: Any) -> list[Any]:
-    return [part for item in value for part in _flatten(item)] if isinstance(value, list | tuple) else [value]
 
 
 def load_networks(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vexpress.errors import InputError, first_line
+from vexpress.weights.bounds import check_archive
 
 BYTES_PER_MAPPING = 2**29
 OLD_AUDIO_ATTENTION = re.compile(r"attn2\.processor\.to_(q|k|v|out)_aud\.(0\.)?")
@@ -24,7 +25,8 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
         path: `.safetensors`, or a PyTorch file under any other suffix.
 
     Raises:
-        InputError: missing, damaged, not a flat dictionary of tensors, or a pickle that wants to run code.
+        InputError: missing, damaged, not a flat dictionary of tensors, a packed archive, or a pickle that wants to run
+            code.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,8 +35,11 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             weights = safetensors.torch.load_file(path)
         else:
+            check_archive(path)
             mmap = _is_zip(path)  # the format before PyTorch 1.6 cannot be mapped
             weights = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except InputError as error:
+        raise InputError(f"weights file {path}: {error.problem}") from error
     except Exception as error:  # parsers of damaged files raise anything
         wants_code = isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error)
         what = "refused, holds more than tensors" if wants_code else "damaged or not a weights file"
