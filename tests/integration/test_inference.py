@@ -394,6 +394,15 @@ def test_an_input_is_never_overwritten(files, capsys):
     assert "one of the inputs" in error({**files, "--output_path": files["--audio_path"]}, capsys)
 
 
+@pytest.mark.parametrize(("flag", "name"), [("--smile", "curve.csv"), ("--lora", "mine.safetensors:0.5")])
+@pytest.mark.parametrize("output", ["--output_path", "--contact_sheet_path"])
+def test_a_curve_or_an_adapter_is_never_overwritten(files, tmp_path, capsys, flag, name, output):
+    path = tmp_path / name.split(":")[0]
+    path.write_text("value\n0\n")
+    assert "one of the inputs" in error({**files, flag: tmp_path / name, output: path}, capsys)
+    assert path.read_text() == "value\n0\n"
+
+
 def test_weights_missing_in_a_library_model_are_an_error(files, tmp_path, model_dir, capsys):
     import safetensors.torch
 
