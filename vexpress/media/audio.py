@@ -26,6 +26,7 @@ MAX_MP4_PADDING_SAMPLES = 4096
 MAX_SAMPLE = 100.0
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1000, 1_000_000
+MAX_CHANNELS = 64  # of what FFmpeg resamples
 MAX_VALUES = 2**31  # of all channels: 12 hours of one at 48 kHz, 8 GiB
 
 LEVEL_WINDOW_SECONDS = 0.1
@@ -164,6 +165,9 @@ def load_audio(path: str | os.PathLike, field: str = "audio_path", track: int | 
                 first, rate, num_channels = frame, frame.sample_rate, frame.layout.nb_channels
                 if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
                     problem = f"has {rate} samples per second, allowed are {MIN_RATE_HZ} to {MAX_RATE_HZ}"
+                    raise InputError(f"{problem}; convert the sound", field, path)
+                if num_channels > MAX_CHANNELS:
+                    problem = f"has {num_channels} channels, allowed are up to {MAX_CHANNELS}"
                     raise InputError(f"{problem}; convert the sound", field, path)
             if source != (frame.format.name, frame.layout.name, frame.sample_rate):  # can change in mid-file
                 source = (frame.format.name, frame.layout.name, frame.sample_rate)

@@ -448,6 +448,12 @@ def test_rates_that_no_sound_has_are_refused(tmp_path, rate):
         load_audio(path)
 
 
+def test_more_channels_than_are_mixed_are_refused(tmp_path):
+    path = write_wav(tmp_path / "a.wav", np.zeros((100, 65), np.float32), 16000)
+    with pytest.raises(InputError, match="has 65 channels, allowed are up to 64"):
+        load_audio(path)
+
+
 def test_sound_that_is_too_long_to_be_held_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("vexpress.media.audio.MAX_VALUES", 1000)
     path = write_wav(tmp_path / "a.wav", np.zeros((1001, 1), np.float32), 16000)
