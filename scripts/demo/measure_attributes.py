@@ -34,6 +34,7 @@ KINDS = {"lids": [0, 1], "gaze": [2, 3], "brows": [4], "smile": [5]}
 """What is changed at once -> its columns of `ATTRIBUTES`."""
 MEASURED = (*ATTRIBUTES, "aperture")
 SMALLEST_MOVEMENT = 0.05  # standard deviation of what is asked, below which it has no r
+SMALLEST_SEEN = 0.5  # share of a clip's frames in which the meter must see something; half-closed lids hide the gaze
 SEED, OTHER_SEED = 30_001, 30_002  # of what is asked; of no training data
 
 
@@ -45,11 +46,12 @@ def asked_of(clip: HeldoutClip, number: int, seed: int) -> np.ndarray:
 
 def follow(frames: np.ndarray, kps: np.ndarray, asked: np.ndarray, mouth: np.ndarray) -> np.ndarray:
     """r of `MEASURED` in frames (f H W 3) with the attributes asked for (f 6) and the true mouth (f 2): (7); NaN where
-    it was not asked to move."""
+    it was not asked to move, or the meter hardly sees it."""
     found = np.concatenate([measure_attributes(frames, kps), measure_mouth(frames, kps)[:, :1]], 1)
     wanted = np.concatenate([asked, mouth[:, :1]], 1)
     r = np.array([correlation_or_zero(*columns) for columns in zip(found.T, wanted.T)])
-    return np.where(wanted.std(axis=0) < SMALLEST_MOVEMENT, np.nan, r)  # such as lids without a blink
+    is_still = wanted.std(axis=0) < SMALLEST_MOVEMENT  # such as lids without a blink
+    return np.where(is_still | (np.isfinite(found).mean(0) < SMALLEST_SEEN), np.nan, r)
 
 
 def drawn_as_asked(number: int, asked: np.ndarray, mouth: np.ndarray, size_px: int, fps: float) -> tuple:
@@ -84,7 +86,7 @@ def measure(pipeline: VExpressPipeline, clips: list[HeldoutClip], options: Sampl
     table = {name: dict(zip(MEASURED, r.round(3).tolist())) for name, r in figures.items()}
     for kind, columns in KINDS.items():
         others = [i for i in range(len(MEASURED)) if i not in columns]
-        change = np.abs(figures[f"{kind} changed"] - figures["generated"])[others]
+        change = np.abs(np.nanmean(np.subtract(changed[kind], plain)[:, others], axis=0))  # of clips that have both
         table[f"{kind} changed"]["largest change of another's r"] = round(float(change.max()), 3)
     return table
 

@@ -123,6 +123,6 @@ def test_lids_gaze_brows_and_smile_do_what_is_asked(pipeline, clips, options):  
     r = dict(zip(MEASURED, np.nanmean(found, axis=0)))
     assert min(r["lid_left"], r["lid_right"]) >= 0.95
     assert r["gaze_x"] >= 0.9
-    assert r["gaze_y"] >= 0.6  # the meter reads 0.84 of frames that are drawn so
+    assert r["gaze_y"] >= 0.7  # wanted: 0.9
     assert min(r["brows"], r["smile"]) >= 0.8
     assert r["aperture"] >= 0.955  # the mouth still follows the speech
