@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import filelock
 import huggingface_hub.constants
@@ -17,6 +18,7 @@ import pytest
 
 from tests.hub_server import HubServer
 from vexpress.cli import download as download_models
+from vexpress.cli import hub as hub_module
 from vexpress.cli.program import run_program
 
 SCRIPT_PATH = Path(__file__).parents[2] / "scripts" / "download_models.py"
@@ -252,6 +254,39 @@ def test_content_that_differs_from_the_listing_is_not_left(
     assert not [
         path for path in _read_files(tmp_path / "models") if Path(local_path).name in path
     ]  # no partial one too
+
+
+def test_no_more_is_written_than_is_listed(
+    hub: HubServer, download: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    sizes = []
+
+    def send_without_end(url: str, file: BinaryIO, **_: object) -> None:
+        try:
+            for _ in range(100):
+                file.write(bytes(1000))
+        finally:
+            file.flush()
+            sizes.append(os.path.getsize(file.name))
+
+    monkeypatch.setattr(hub_module, "http_get", send_without_end)
+    assert download("--only", "v-express") == 2
+    listed = [len(content) for content in hub.repositories[RELEASED].values()]
+    assert len(sizes) == 1 and sizes[0] <= max(listed)
+    assert "sent another length than the " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("size", [-5, True, 1.5, None])
+def test_a_listing_with_odd_sizes_is_one_line(
+    hub: HubServer, download: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, size
+) -> None:
+    listing = hub.describe(RELEASED)
+    monkeypatch.setattr(
+        hub, "describe", lambda _: listing | {"siblings": [file | {"size": size} for file in listing["siblings"]]}
+    )
+    assert download() == 2
+    error = capsys.readouterr().err
+    assert f"gives {size!r} as size of" in error and len(error.splitlines()) == 1
 
 
 def test_a_file_that_the_server_lacks_is_named(

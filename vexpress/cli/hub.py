@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import io
 import os
 import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +124,9 @@ def list_repository(repository: str, revision: str, endpoint: str) -> dict[str, 
             raise InputError(f"{wanted}: {endpoint} does not answer as a Hub does; change `endpoint`") from error
     files = {}
     for sibling in info.siblings or ():
-        if not isinstance(sibling.size, int):
-            raise InputError(f"{wanted}: {endpoint} gives no size of {sibling.rfilename}; change `endpoint`")
+        if type(sibling.size) is not int or sibling.size < 0:
+            size = textwrap.shorten(repr(sibling.size), 40)
+            raise InputError(f"{wanted}: {endpoint} gives {size} as size of {sibling.rfilename}; change `endpoint`")
         sha256 = sibling.lfs.sha256 if sibling.lfs else None
         git_sha1 = None if sibling.lfs else sibling.blob_id
         files[sibling.rfilename] = RemoteFile(info.sha or revision, sibling.size, sha256, git_sha1)
@@ -191,6 +194,24 @@ def check_free_disk(downloads: Sequence[Download], model_dir: Path) -> None:
         )
 
 
+class _BoundedFile(io.BufferedWriter):
+    """A file that takes no more bytes than are listed, whatever a mirror sends."""
+
+    def __init__(self, path: Path, max_bytes: int):
+        super().__init__(io.FileIO(path, "ab"))
+        self.max_bytes = max_bytes
+
+    def write(self, content: bytes) -> int:
+        """Writes all of it.
+
+        Raises:
+            OSError: it is too much; without a number, as `http_get` says that a length is another.
+        """
+        if self.tell() + len(content) > self.max_bytes:
+            raise OSError(f"more than {self.max_bytes} bytes came")
+        return super().write(content)
+
+
 def fetch(download: Download, endpoint: str) -> None:
     """Fetches one file, goes on with what an earlier run left of it, checks it and moves it into place.
 
@@ -209,7 +230,7 @@ def fetch(download: Download, endpoint: str) -> None:
         url = hf_hub_url(source.repository, source.remote_path, revision=remote.commit, endpoint=endpoint)
         with (
             _one_line_for_network_errors(f"{source.repository}/{source.remote_path}", endpoint),
-            partial_path.open("ab") as partial_file,
+            _BoundedFile(partial_path, remote.num_bytes) as partial_file,
         ):
             http_get(
                 url,
@@ -227,7 +248,7 @@ def fetch(download: Download, endpoint: str) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(error.errno, error.strerror, str(download.local_path)) from error
-        if error.errno is None:  # http_get's check of the length
+        if error.errno is None:  # another length
             partial_path.unlink()
             raise InputError(
                 f"{source.repository}/{source.remote_path}: {endpoint} sent another length than the "
