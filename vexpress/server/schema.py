@@ -31,6 +31,7 @@ TEXT_FIELDS = {
     "preset": "name of a preset of options; values that are given count more",
 }
 TRUE, FALSE = ("true", "1", "on", "yes"), ("false", "0", "off", "no")
+MAX_TEXT_BYTES = 16 * 1024  # of an option's or a field's text: a curve of two minutes at 30 frames per second
 JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
 
@@ -56,6 +57,8 @@ def option_schema(field: dataclasses.Field, default: Any, most: float | None = N
     schema: dict[str, Any] = {"type": JSON_TYPES[kind_of(field)], "description": facts["help"] + unit}
     if facts["choices"] is not None:
         schema["enum"] = list(facts["choices"])
+    elif kind_of(field) is str:
+        schema["maxLength"] = MAX_TEXT_BYTES
     for key, name in (("low", "minimum"), ("high", "maximum"), ("multiple", "multipleOf")):
         if facts[key] is not None:
             schema[name] = facts[key]
@@ -111,12 +114,13 @@ def parse_options(
     for name in values:
         if name not in fields:
             raise InputError("is no field of a request; /docs lists them", name[:100])
+    _check_texts(values)
     if is_text:
         values = {name: _from_text(fields[name], value) for name, value in values.items()}
     values = {name: value for name, value in values.items() if value is not None}
     for name, value in values.items():
         if kind_of(fields[name]) is float and type(value) is int:  # 1 and 1.0 are one value, in metadata as well
-            values[name] = float(min(value, sys.maxsize))
+            values[name] = float(max(-sys.maxsize, min(value, sys.maxsize)))
     for name, most in upper_bounds(settings).items():
         if isinstance(values.get(name), int) and values[name] > most:
             raise InputError(f"this service makes up to {most}", name, values[name])
@@ -125,6 +129,23 @@ def parse_options(
     read_curves(motion, reads_files=False)  # the texts come from another machine
     sampling = defaults.changed(**{name: value for name, value in values.items() if name not in motion_names})
     return sampling, motion
+
+
+def _check_texts(values: Mapping[str, Any]) -> None:
+    """Checks texts before they are read and kept.
+
+    Raises:
+        InputError: one is too long, or holds half a character, which JSON can name and UTF-8 cannot.
+    """
+    for name, value in values.items():
+        if not isinstance(value, str):
+            continue
+        try:
+            is_short = len(value) <= MAX_TEXT_BYTES and len(value.encode()) <= MAX_TEXT_BYTES
+        except UnicodeEncodeError as error:
+            raise InputError("is no text of whole characters", name) from error
+        if not is_short:
+            raise InputError(f"is longer than {MAX_TEXT_BYTES // 1024} KB", name)
 
 
 def _from_text(field: dataclasses.Field, value: Any) -> Any:

@@ -39,6 +39,24 @@ def test_nonsense_is_refused_by_name(field):
         assert error.value.field == field.name
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400), float("nan"), float("inf")])
+def test_numbers_beyond_all_bounds_are_refused_by_name(number):
+    for field in option_fields():
+        if field.metadata["low"] is not None:
+            with pytest.raises(InputError) as error:
+                parse_options({field.name: number}, DEFAULTS, SETTINGS, is_text=False)
+            assert error.value.field == field.name
+
+
+@pytest.mark.parametrize("text", [f"[{'0,' * 10_000}0]", "\ud800", '{"values": [0], "\ud800": 1}', "é" * 9000])
+def test_texts_that_are_long_or_hold_half_characters_are_neither_read_nor_kept(text):
+    for name in ("smile", "blink", "gaze", "brows"):
+        with pytest.raises(InputError) as error:
+            parse_options({name: text}, DEFAULTS, SETTINGS, is_text=False)
+        assert error.value.field == name
+        assert error.value.value is None
+
+
 def test_limits_of_the_service():
     with pytest.raises(InputError, match="up to 100"):
         parse_options({"num_inference_steps": 101}, DEFAULTS, SETTINGS, is_text=False)
