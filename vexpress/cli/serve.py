@@ -71,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(f'{error.name} is not installed: pip install "vexpress[serve]"') from error
     listener = listen(settings)
     from vexpress.server.app import build_app
+    from vexpress.server.connections import PatientProtocol
     from vexpress.server.engine import Engine
 
     if settings.host not in LOCAL and settings.token is None:
@@ -79,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     app = build_app(Engine(*model), settings)
     config = uvicorn.Config(
         app,
+        http=PatientProtocol,
         log_config=None,
         access_log=False,
         server_header=False,

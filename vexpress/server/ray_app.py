@@ -39,7 +39,7 @@ def build(arguments: dict[str, str]) -> serve.Application:
     if unknown := [name for name in rest if name not in table]:
         raise InputError(f"is no setting; there are {', '.join(table)}", unknown[0])
     values = {name: kind_of(table[name])(value) for name, value in rest.items()}
-    # Ray's proxy listens; names are checked as it is reached by them.
+    # Ray's proxy listens, on addresses that it knows; see `check_host` for names.
     settings = ServeSettings(**{"host": "0.0.0.0", "token": os.environ.get("VEXPRESS_TOKEN") or None, **values})
 
     def application() -> FastAPI:

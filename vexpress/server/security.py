@@ -1,53 +1,84 @@
 """Who may call: a token, and no other web page's scripts."""
 
 import hmac
+import ipaddress
+import socket
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vexpress.server.problems import Problem
 from vexpress.server.settings import ServeSettings
 
 COOKIE = "vexpress_token"
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/v1/login", "/favicon.ico")
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]", "testserver")
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 POLICY_VIOLATION = 1008
-PAGE_HEADERS = {
-    "content-security-policy": (
-        "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; style-src 'self'; "
-        "script-src 'self'; worker-src 'self' blob:; connect-src 'self' ws: wss:; frame-ancestors 'none'; "
-        "base-uri 'none'; form-action 'self'"
-    ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "x-frame-options": "DENY",
-    "cross-origin-resource-policy": "same-origin",
-}
 
 
 def check_caller(connection: HTTPConnection, settings: ServeSettings) -> Problem | None:
     """What forbids a call; None if nothing does.
 
-    A browser on this machine runs scripts of any page, which could call a service that listens on 127.0.0.1 only: by a
-    name that leads there (checked by the host's name), or by a form (checked by the origin).
+    A browser on this machine, or within the same network, runs scripts of any page, which could call a service that the
+    page's host cannot reach: by a name that leads there (checked by the host's name), or by a form (checked by the
+    origin).
     """
     headers = connection.headers
     host = headers.get("host", "")
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    if settings.host in ("127.0.0.1", "localhost", "::1") and name not in LOCAL_HOSTS:
-        return Problem(421, "this service answers to the name localhost only")
+    if problem := check_host(host, settings):
+        return problem
     origin = headers.get("origin")
     is_read = connection.scope["type"] == "http" and connection.scope["method"] in ("GET", "HEAD", "OPTIONS")
-    own = origin is None or urlsplit(origin).netloc == host or origin == settings.allow_origin
+    own = origin is None or _host_of(origin) == host or origin == settings.allow_origin
     if not is_read and not own:
         return Problem(403, "other web pages may not call this service")
     path = connection.scope["path"]
     if settings.token is None or path in OPEN_PATHS or path.startswith("/static/"):
         return None
-    return None if is_token(given_token(connection), settings) else Problem(401, "a valid token is missing")
+    if is_token(given_token(connection), settings):
+        return None
+    return Problem(401, "a valid token is missing", headers={"WWW-Authenticate": "Bearer"})
+
+
+def check_host(host: str, settings: ServeSettings) -> Problem | None:
+    """What forbids the name that a service was called by; None if nothing does.
+
+    Whoever owns a name can lead it to any address, and his page's scripts with it: these then have the service's own
+    origin. So a local service answers to local names, and one without a token to addresses and to names of this
+    machine. The scripts do not have the token, which browsers keep by name.
+    """
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    name = name.removeprefix("[").removesuffix("]").lower()
+    if name in LOCAL_HOSTS:
+        return None
+    if settings.host in LOCAL_HOSTS:
+        return Problem(421, "this service answers to the name localhost only")
+    own_name = socket.gethostname().lower()
+    if (
+        settings.token is not None
+        or name in (settings.host.lower(), own_name, f"{own_name}.local")
+        or _is_address(name)
+    ):
+        return None
+    return Problem(421, "without a token this service answers to addresses and this machine's name only")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _host_of(origin: str) -> str | None:
+    """Host and port of an origin; None if it is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def given_token(connection: HTTPConnection) -> str:
@@ -62,7 +93,7 @@ def is_token(text: str, settings: ServeSettings) -> bool:
 
 
 class Gate:
-    """Turns away whom `check_caller` forbids, before a body is read, and adds headers for browsers.
+    """Turns away whom `check_caller` forbids, before a body is read.
 
     Args:
         app: what is behind it.
@@ -73,35 +104,11 @@ class Gate:
         self.app, self.settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-            return
-        problem = check_caller(HTTPConnection(scope), self.settings)
+        is_call = scope["type"] in ("http", "websocket")
+        problem = check_caller(HTTPConnection(scope), self.settings) if is_call else None
         if problem is None:
-            await self.app(scope, receive, lambda message: send(self._with_headers(message, scope)))
+            await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": problem.message})
         else:
-            headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else None
-            await JSONResponse(problem.as_json(), problem.status, headers)(scope, receive, send)
-
-    def _with_headers(self, message: Message, scope: Scope) -> Message:
-        if message["type"] == "http.response.start":
-            own = Headers(raw=message["headers"])
-            extra = {**PAGE_HEADERS, **self._origin_headers(scope)}
-            missing = [(name.encode(), value.encode()) for name, value in extra.items() if name not in own]
-            message = {**message, "headers": [*message["headers"], *missing]}
-        return message
-
-    def _origin_headers(self, scope: Scope) -> dict[str, str]:
-        """For the one origin that may call from a browser, if there is one."""
-        allowed = self.settings.allow_origin
-        if allowed is None or Headers(scope=scope).get("origin") != allowed:
-            return {}
-        return {
-            "access-control-allow-origin": allowed,
-            "access-control-allow-headers": "authorization, content-type",
-            "access-control-allow-methods": "GET, POST, DELETE",
-            "cross-origin-resource-policy": "cross-origin",
-            "vary": "origin",
-        }
+            await JSONResponse(problem.as_json(), problem.status, problem.headers)(scope, receive, send)
