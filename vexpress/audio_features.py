@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ def encode_audio(
     processor: SequenceFeatureExtractor,
     waveform: Tensor,
     device: torch.device | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Encodes speech.
 
@@ -50,6 +51,7 @@ def encode_audio(
         processor: normalises the whole clip to zero mean and unit variance, or makes its spectrum.
         waveform: (n,) float at `processor.sampling_rate`; shorter than one hidden state is padded with silence.
         device: where the encoder works; None is where it is.
+        check: called before each chunk; may raise what ends the work.
 
     Returns:
         (m d) on the encoder's device and in its dtype; wav2vec2 makes about 50 steps per second.
@@ -66,6 +68,7 @@ def encode_audio(
     most, chunk, context = _chunk_steps(encoder.config, processor.sampling_rate)
 
     def encode(start: int, stop: int) -> Tensor:
+        check()
         return hidden_states(encoder, processor, values[start:stop], device)
 
     if num_samples <= most * hop:

@@ -152,11 +152,18 @@ class SpeechMotion:
             raise InputError(problem, "head_motion_path", paths.head_motion_path)
 
     @torch.inference_mode()
-    def make(self, audio: Audio, num_frames: int, options: SamplingOptions, strength: float) -> Tensor:
-        """Motion (f 6) to this speech; see `vexpress.models.head_motion`."""
+    def make(
+        self,
+        audio: Audio,
+        num_frames: int,
+        options: SamplingOptions,
+        strength: float,
+        check: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Motion (f 6) to this speech; see `vexpress.models.head_motion`. `check` may end it between pieces."""
         waveform = audio.resampled_mono(self.processor.sampling_rate)
-        states = encode_audio(self.encoder, self.processor, waveform)
-        return motion_from_speech(self.network, states, num_frames, options.fps, options.seed, strength)
+        states = encode_audio(self.encoder, self.processor, waveform, check=check)
+        return motion_from_speech(self.network, states, num_frames, options.fps, options.seed, strength, check)
 
 
 def check_attributes(motion: MotionOptions, has_attributes: bool) -> None:
@@ -179,6 +186,7 @@ def prepare_request(
     build_analyzer: Callable[[], FaceDetector],
     build_motion: Callable[[], SpeechMotion] | None = None,
     has_attributes: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> ClipInputs:
     """Reads a user's files and makes them fit the video.
 
@@ -188,6 +196,7 @@ def prepare_request(
         build_analyzer: gives the face detector; called only where a face has to be found.
         build_motion: gives what moves a head to speech; None where the model has no such network.
         has_attributes: whether the model has a network for lids, gaze, brows and smile.
+        check: called between pieces of the work; may raise what ends it.
 
     Raises:
         InputError: a file cannot be used, there is no face, or the inputs do not go together.
@@ -206,9 +215,11 @@ def prepare_request(
     if sequence is not None and not isinstance(sequence, KpsSequence):
         sequence = load_kps(sequence)
     num_frames = max(1, round(audio.duration_seconds * options.fps))
+    check()
     portrait, reference_kps, whole = prepare_portrait(request, options, build_analyzer)
+    check()
     if is_natural:
-        motion = build_motion().make(audio, num_frames, options, request.motion.motion_strength)
+        motion = build_motion().make(audio, num_frames, options, request.motion.motion_strength, check)
         kps = move_face(reference_kps, motion, options.image_height, options.image_width)
     else:
         kps = prepare_kps(request, options, sequence, reference_kps, num_frames)

@@ -6,9 +6,12 @@ import json
 import shlex
 import shutil
 import socket
+import sqlite3
+import threading
 import time
 import wave
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -26,16 +29,24 @@ from vexpress.cli import serve as serve_program  # noqa: E402
 from vexpress.errors import InputError  # noqa: E402
 from vexpress.media.keypoints import load_kps  # noqa: E402
 from vexpress.model_folder import EMBEDDED_MODEL_DIR  # noqa: E402
+from vexpress.options import MotionOptions  # noqa: E402
 from vexpress.provenance import read_mark  # noqa: E402
+from vexpress.server import portraits  # noqa: E402
 from vexpress.server.app import build_app  # noqa: E402
 from vexpress.server.engine import Engine  # noqa: E402
+from vexpress.server.jobs import Progress, make_video  # noqa: E402
+from vexpress.server.requests import VideoRequest  # noqa: E402
+from vexpress.server.service import CHECKS_AT_ONCE  # noqa: E402
 from vexpress.server.settings import ServeSettings  # noqa: E402
+from vexpress.server.turns import StoppedError, Watch  # noqa: E402
+from vexpress.server.worker import Worker  # noqa: E402
 
 EXAMPLES = EMBEDDED_MODEL_DIR / "examples"
 PORTRAIT = EXAMPLES / "portrait.png"
 QUICK = {"num_inference_steps": "1", "fps": "5", "image_width": "64", "image_height": "64", "context_frames": "4",
          "context_overlap": "1", "guidance_scale": "1"}  # fmt: skip
 SECONDS = 1.0
+LIVE = "ws://localhost:8000/v1/stream"  # by its path alone, the test client asks for another host
 
 
 def sound(seconds: float = SECONDS, rate: int = 16000) -> bytes:
@@ -137,7 +148,9 @@ def test_ranges(client, job_id):
     assert part.status_code == 206
     assert part.headers["content-range"] == f"bytes 10-99/{len(whole)}"
     assert part.content == whole[10:100]
-    assert client.get(url, headers={"Range": f"bytes={len(whole)}-"}).status_code == 416
+    beyond = client.get(url, headers={"Range": f"bytes={len(whole)}-"})
+    assert beyond.status_code == 416
+    assert beyond.json()["error"]["message"]
 
 
 def test_events_end_with_the_state(client):
@@ -223,6 +236,7 @@ MALFORMED = {
     "empty audio": ("audio", {"audio": b""}, {}),
     "text as portrait": ("portrait", {"portrait": b"hello"}, {}),
     "half a portrait": ("portrait", {"portrait": PNG[: len(PNG) // 2]}, {}),
+    "too many pixels": ("portrait", {"portrait": "huge"}, {}),
     "eps as png": ("portrait", {"portrait": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, {}),
     "svg": ("portrait", {"portrait": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}, {}),
     "grey picture without a face": ("portrait", {"portrait": "grey"}, {}),
@@ -278,11 +292,18 @@ def grey() -> bytes:
     return file.getvalue()
 
 
+def huge() -> bytes:
+    """51 megapixels in some kilobytes."""
+    file = io.BytesIO()
+    Image.new("1", (7200, 7200)).save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_uploads_name_the_field(client, name):
     field, changes, data = MALFORMED[name]
-    changes = {key: {"grey": grey, "long": lambda: sound(30)}.get(value, lambda v=value: v)() if isinstance(value, str)
-               else value for key, value in changes.items()}  # fmt: skip
+    made = {"grey": grey, "huge": huge, "long": lambda: sound(30)}
+    changes = {key: made[value]() if isinstance(value, str) else value for key, value in changes.items()}
     parts = form() | {key: (f"{key}.bin", value) for key, value in changes.items() if value is not None}
     parts = {key: value for key, value in parts.items() if changes.get(key, b"") is not None}
     answer = client.post("/v1/videos", files=parts, data={**QUICK, **data})
@@ -309,6 +330,17 @@ def test_no_folder_is_left_of_refused_requests(client):
         (b'{"portrait": 5}', "application/json", 422),
         (b'{"portrait": "@@@"}', "application/json", 422),
         (b"\xff\xfe", "application/json", 422),
+        (b'{"\\ud800": 1}', "application/json", 422),
+        (b'{"preset": "\\ud800"}', "application/json", 422),
+        (b'{"portrait_example": "\\udfff", "audio_example": "voice-2"}', "application/json", 422),
+        (b'{"guidance_scale": -1' + b"0" * 400 + b"}", "application/json", 422),
+        (b'{"preset": "' + b"/ " * 10_000 + b'"}', "application/json", 422),
+        (b'{"smile": "' + b"0," * 10_000 + b'0"}', "application/json", 422),
+        (
+            b'--abc\r\ncontent-disposition: form-data; name="\\ud800"\r\n\r\nx\r\n--abc--\r\n',
+            "multipart/form-data; boundary=abc; charset=unicode_escape",
+            422,
+        ),
         (b"x", "text/plain", 415),
         (b"", "multipart/form-data", 422),
         (b"x", "multipart/form-data; boundary=abc", 422),
@@ -320,7 +352,76 @@ def test_no_folder_is_left_of_refused_requests(client):
 def test_bodies_that_are_nothing(client, body, kind, status):
     answer = client.post("/v1/videos", content=body, headers={"content-type": kind})
     assert answer.status_code == status, answer.text
-    assert answer.json()["error"]["message"]
+    assert 0 < len(answer.json()["error"]["message"]) < 1000
+
+
+def test_portraits_are_looked_at_by_few_at_a_time(client, monkeypatch):
+    lock, at_once, most = threading.Lock(), 0, 0
+
+    def look(path, service):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.05)
+        with lock:
+            at_once -= 1
+        return {}
+
+    monkeypatch.setattr(portraits, "find_face", look)
+    with ThreadPoolExecutor(8) as pool:
+        sent = [pool.submit(client.post, "/v1/portrait", files={"portrait": ("p", PNG)}) for _ in range(8)]
+    assert [answer.result().status_code for answer in sent] == [200] * 8
+    assert most <= CHECKS_AT_ONCE
+
+
+def test_portraits_have_so_many_pixels_and_errors_that_can_be_sent(client):
+    answer = client.post("/v1/portrait", files={"portrait": ("p", huge())})
+    assert "too many pixels; allowed are 50000000" in answer.json()["error"]["message"]
+    body = b'{"portrait_example": "\\ud800"}'
+    answer = client.post("/v1/portrait", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "portrait_example"
+
+
+def test_a_full_disk_is_told_as_such(client, monkeypatch):
+    def fail(*args):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(client.app.state.service.store, "count", fail)
+    answer = client.post("/v1/videos", files=form(), data=QUICK)
+    assert answer.status_code == 507
+    assert "disk is full" in answer.json()["error"]["message"]
+
+
+def test_readiness_ends_with_a_thread(client, monkeypatch):
+    monkeypatch.setattr(Worker, "is_alive", False)
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert "start the service again" in answer.json()["error"]["message"]
+
+
+def test_a_job_can_be_ended_while_it_is_prepared(client, tmp_path):
+    """By the watch's `check`, from the first frame of the driving video on."""
+    calls, engine = [], client.app.state.service.engine
+    files = {"portrait": PORTRAIT, "audio": EXAMPLES / "speech.wav", "driving_video": EXAMPLES / "driving.mp4"}
+    request = VideoRequest(engine.defaults, MotionOptions(retarget_strategy="offset_retarget"), files)
+    for last in (1, 5):
+
+        def check(last=last):
+            calls.append(1)
+            if len(calls) == last:
+                raise StoppedError("it is late")
+
+        calls.clear()
+        with pytest.raises(StoppedError, match="it is late"):
+            make_video(request, tmp_path, engine, Progress(Watch(check=check)), ServeSettings())
+        assert len(calls) == last
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(StoppedError):  # and by the pipeline's encoding of the speech
+        pipeline = engine.pipeline("ddim", Watch(check=check))
+        calls[:] = [1] * 4
+        pipeline.encode_speech(torch.zeros(16000))
 
 
 def test_too_large_without_a_length_is_refused_while_it_comes(client):
@@ -393,7 +494,7 @@ def test_other_pages_and_other_names_are_turned_away(client):
     assert client.post("/v1/videos", files=form(), data=QUICK, headers=other).status_code == 403
     assert client.get("/v1/info", headers={"host": "evil.example"}).status_code == 421
     with pytest.raises(WebSocketDisconnect):
-        client.websocket_connect("/v1/stream", headers=other).__enter__()
+        client.websocket_connect(LIVE, headers=other).__enter__()
     assert "access-control-allow-origin" not in client.get("/v1/info", headers=other).headers
 
 
@@ -402,7 +503,7 @@ def stream(client: TestClient, seconds: float = SECONDS, **first) -> tuple[list[
     numbers = {name: float(value) if "." in value else int(value) for name, value in QUICK.items()}
     messages, pieces = [], []
     pcm = np.frombuffer(sound(seconds)[44:], "<i2")
-    with client.websocket_connect("/v1/stream") as socket:
+    with client.websocket_connect(LIVE) as socket:
         socket.send_json({"type": "start", "portrait_example": "portrait.png", **numbers, **first})
         messages.append(socket.receive_json())
         if messages[0]["type"] == "error":
@@ -463,6 +564,9 @@ def test_a_live_stream_closes_its_eyes_when_asked(client):
         ({"num_inference_steps": "3"}, "num_inference_steps"),
         ({"portrait": "@"}, "portrait"),
         ({"motion": "natural"}, "motion"),
+        ({"\ud800": 1}, "?"),
+        ({"output": "\ud800"}, "output"),
+        ({"guidance_scale": -(10**400)}, "guidance_scale"),
     ],
 )
 def test_live_streams_name_the_field(client, first, field):
@@ -473,13 +577,13 @@ def test_live_streams_name_the_field(client, first, field):
 def test_slots_come_back(client):
     service = client.app.state.service
     for _ in range(3):  # clients that go away in the middle
-        with client.websocket_connect("/v1/stream") as socket:
+        with client.websocket_connect(LIVE) as socket:
             socket.send_json({"portrait_example": "portrait.png", "fps": 5.0})
             assert socket.receive_json()["type"] == "ready"
-            with client.websocket_connect("/v1/stream") as second:
+            with client.websocket_connect(LIVE) as second:
                 assert second.receive_json()["error"]["message"].startswith("1 streams")
             socket.send_bytes(bytes(3200))
-    with client.websocket_connect("/v1/stream") as socket:
+    with client.websocket_connect(LIVE) as socket:
         socket.send_text("no json")
         assert socket.receive_json()["type"] == "error"
     for _ in range(100):
@@ -499,7 +603,7 @@ def test_opus_packets(client):
         frame = av.AudioFrame.from_ndarray(pcm[None, start : start + 960], format="s16", layout="mono")
         frame.sample_rate, frame.pts = 48000, start
         packets += [bytes(packet) for packet in encoder.encode(frame)]
-    with client.websocket_connect("/v1/stream") as socket:
+    with client.websocket_connect(LIVE) as socket:
         socket.send_json({"portrait_example": "portrait.png", "encoding": "opus", "output": "jpeg", "fps": 5.0,
                           "num_inference_steps": 1, "image_width": 64, "image_height": 64})  # fmt: skip
         assert socket.receive_json()["type"] == "ready"

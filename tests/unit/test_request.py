@@ -37,7 +37,8 @@ class NoFace(FaceDetector):
 class Nod:
     """In place of `SpeechMotion`: a head that goes down and up."""
 
-    def make(self, audio, num_frames, options, strength):
+    def make(self, audio, num_frames, options, strength, check):
+        check()
         motion = torch.zeros(num_frames, 6, dtype=torch.float64)
         motion[:, 1] = strength * 0.1 * torch.sin(torch.arange(num_frames) / 5 + options.seed)
         return motion
@@ -64,6 +65,20 @@ def test_without_keypoints_the_head_moves_by_itself_where_the_model_can(caplog):
     distance = (FACE[1] - FACE[0]).norm()
     expected = 0.1 * distance * torch.sin(torch.arange(NUM_FRAMES) / 5 + 5)
     torch.testing.assert_close(kps[:, 0, 1] - FACE[0, 1], expected, atol=0.2, rtol=0)
+
+
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_preparation_can_be_ended_between_its_pieces(last):
+    calls = []
+
+    def check():
+        calls.append(1)
+        if len(calls) == last:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_request(Request(PICTURE, SPEECH), OPTIONS, OneFace, Nod, check=check)
+    assert len(calls) == last
 
 
 def test_a_model_without_the_network_keeps_the_head_still():

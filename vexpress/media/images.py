@@ -42,7 +42,9 @@ JPEG_SCAN = 0xDA
 JPEG_KEPT = (0xE0, 0xEE)  # JFIF and Adobe say how the colours are stored
 
 
-def load_image(path: str | os.PathLike, field: str = "reference_image_path") -> Image.Image:
+def load_image(
+    path: str | os.PathLike, field: str = "reference_image_path", max_pixels: int | None = None
+) -> Image.Image:
     """Reads a picture as a viewer shows it.
 
     The camera's orientation (EXIF) is applied, and colours are converted from the file's ICC profile to sRGB.
@@ -52,6 +54,7 @@ def load_image(path: str | os.PathLike, field: str = "reference_image_path") -> 
     Args:
         path: a picture of FORMATS; HEIF needs the package pillow-heif.
         field: the option that gave the path, for the error.
+        max_pixels: allowed, checked before they are read; None is twice Pillow's limit.
 
     Returns:
         Picture of mode RGB.
@@ -66,20 +69,19 @@ def load_image(path: str | os.PathLike, field: str = "reference_image_path") -> 
             # that stays.
             warnings.simplefilter("ignore")
             try:
-                return _decode(_without_png_text(data), path)
+                return _decode(_without_png_text(data), path, max_pixels)
             except (Image.DecompressionBombError, MemoryError):
                 raise
             except Exception:
                 bare = _without_metadata(data)
                 if bare is None:
                     raise
-                image = _decode(bare, path)
+                image = _decode(bare, path, max_pixels)
                 logger.warning("%s: the picture's metadata is damaged and left out", path)
                 return image
     except Image.DecompressionBombError as error:
-        raise InputError(
-            f"has too many pixels; allowed are {2 * Image.MAX_IMAGE_PIXELS}, make the picture smaller", field, path
-        ) from error
+        most = max_pixels or 2 * Image.MAX_IMAGE_PIXELS
+        raise InputError(f"has too many pixels; allowed are {most}, make the picture smaller", field, path) from error
     except Image.UnidentifiedImageError as error:
         if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
             raise InputError(
@@ -108,7 +110,7 @@ def _read_file(path: str | os.PathLike, field: str) -> bytes:
         raise InputError(f"is no file name ({error}); {advice}", field, repr(os.fspath(path))) from error
 
 
-def _decode(data: bytes, path: str | os.PathLike) -> Image.Image:
+def _decode(data: bytes, path: str | os.PathLike, max_pixels: int | None) -> Image.Image:
     with contextlib.suppress(ImportError):
         import pillow_heif
 
@@ -116,6 +118,8 @@ def _decode(data: bytes, path: str | os.PathLike) -> Image.Image:
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
     with Image.open(io.BytesIO(data), formats=formats) as image:
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise Image.DecompressionBombError
         image.load()
         orientation = _orientation(image, path)  # after loading, since Pillow sets some formats upright itself
         profile = image.info.get("icc_profile")

@@ -6,7 +6,7 @@ and puts them on any face). Each is a cubic spline with a few points per second,
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -231,7 +231,13 @@ def solve_piece(network: HeadMotion, noise: Tensor, known: Tensor, audio: Tensor
 
 
 def motion_from_speech(
-    network: HeadMotion, hidden_states: Tensor, num_frames: int, fps: float, seed: int, strength: float = 1.0
+    network: HeadMotion,
+    hidden_states: Tensor,
+    num_frames: int,
+    fps: float,
+    seed: int,
+    strength: float = 1.0,
+    check: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Makes a head's motion.
 
@@ -241,12 +247,17 @@ def motion_from_speech(
         num_frames: of the video; likewise its fps.
         seed: same seed and speech: same motion.
         strength: 1 moves as the training data do, 0 not at all.
+        check: called after each piece; may raise what ends the work.
 
     Returns:
         (f 6) float64, see above.
     """
     seconds = num_frames / fps
-    points = torch.cat(list(stream_points(network, hidden_states, seconds, seed))).double()
+    pieces = []
+    for piece in stream_points(network, hidden_states, seconds, seed):
+        check()
+        pieces.append(piece)
+    points = torch.cat(pieces).double()
     largest = LARGEST_DEVIATIONS * network.deviations.double().cpu()
     points = strength * largest * torch.tanh(points / largest)
     times = (torch.arange(num_frames, dtype=torch.float64) + 0.5) / fps

@@ -1,7 +1,7 @@
 """The application: the page, the API, and what operators look at."""
 
-import asyncio
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -14,10 +14,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from vexpress.errors import InputError
+from vexpress.errors import InputError, first_line
 from vexpress.fields import kind_of
 from vexpress.options import PRESETS, SamplingOptions, preset_values
 from vexpress.provenance import software
+from vexpress.server.answers import Answers
 from vexpress.server.engine import Engine
 from vexpress.server.openapi import complete_schema, render_docs
 from vexpress.server.portraits import look_at_portrait
@@ -29,7 +30,7 @@ from vexpress.server.settings import ServeSettings
 from vexpress.server.sockets import serve_socket
 from vexpress.server.speech import voices
 from vexpress.server.streaming import MIME
-from vexpress.server.videos import CHECKS_AT_ONCE
+from vexpress.server.uploads import limited
 from vexpress.server.videos import router as videos
 
 logger = logging.getLogger(__name__)
@@ -66,8 +67,8 @@ def build_app(engine: Engine, settings: ServeSettings) -> FastAPI:
         openapi_url="/openapi.json",
     )
     app.state.service = service
-    app.state.checks = asyncio.Semaphore(CHECKS_AT_ONCE)
     app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Answers, settings=settings)  # the last one is the first that is called
     _add_errors(app)
     app.include_router(videos)
     _add_page(app, settings)
@@ -112,6 +113,11 @@ def _add_errors(app: FastAPI) -> None:
         logger.error("a request failed: %s", error)
         return answer(Problem(507, f"the server cannot keep the files ({error.strerror})"))
 
+    @app.exception_handler(sqlite3.Error)
+    async def on_list_error(request: Request, error: sqlite3.Error) -> JSONResponse:
+        logger.error("a request failed: %s", error)
+        return answer(Problem(507, f"the server cannot keep the list of jobs ({first_line(error)})"))
+
 
 def _add_page(app: FastAPI, settings: ServeSettings) -> None:
     """The page, the API's description, and the way in."""
@@ -131,11 +137,7 @@ def _add_page(app: FastAPI, settings: ServeSettings) -> None:
 
     @app.post("/v1/login", include_in_schema=False)
     async def login(request: Request) -> Response:
-        token = b""
-        async for part in request.stream():
-            token += part
-            if len(token) > MAX_TOKEN_BYTES:
-                raise Problem(413, "too long for a token", "token")
+        token = b"".join([part async for part in limited(request, MAX_TOKEN_BYTES, settings.idle_seconds)])
         if not is_token(token.decode("utf-8", "replace"), settings):
             raise Problem(401, "this is not the token", "token")
         response = Response(status_code=204)
@@ -215,6 +217,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     async def readyz() -> dict[str, str]:
         if not service.engine.is_ready:
             raise Problem(503, service.failure or "the model is being loaded", headers={"Retry-After": "2"})
+        if not service.worker.is_alive:
+            raise Problem(503, "jobs are not made any more: start the service again")
         return {"status": "ready"}
 
     @app.get("/metrics", tags=["operations"], summary="For Prometheus", response_class=PlainTextResponse)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
+from vexpress.audio_features import encode_audio
 from vexpress.data.attribute_curves import AskedAttributes
 from vexpress.devices import resolve_device, resolve_dtype
 from vexpress.diffusion.schedule import build_scheduler
@@ -59,6 +61,13 @@ class WatchedPipeline(VExpressPipeline):
     def progress_bar(self, iterable=None, total: int | None = None) -> Watch:
         """The watch in place of a bar on the terminal."""
         return self._watch.begin(total)
+
+    @torch.no_grad()
+    def encode_speech(self, waveform: Tensor) -> Tensor:
+        """As the pipeline's own, and ends where the watch does."""
+        return encode_audio(
+            self.audio_encoder, self.audio_processor, waveform, self._execution_device, self._watch.check
+        )
 
 
 @dataclass
@@ -138,10 +147,12 @@ class Engine:
         parts = {**self._pipeline.components, "scheduler": build_scheduler(scheduler)}
         return WatchedPipeline(**parts).watched(watch)
 
-    def prepare(self, request: Request, options: SamplingOptions) -> ClipInputs:
+    def prepare(
+        self, request: Request, options: SamplingOptions, check: Callable[[], None] = lambda: None
+    ) -> ClipInputs:
         """See `vexpress.request.prepare_request`."""
         build_motion = self._speech_motion if self.has_natural_motion else None
-        return prepare_request(request, options, lambda: self.detector, build_motion, self.paths.has_attributes)
+        return prepare_request(request, options, lambda: self.detector, build_motion, self.paths.has_attributes, check)
 
     def _speech_motion(self) -> SpeechMotion:
         with self._motion_lock:

@@ -47,10 +47,11 @@ class Progress:
     def as_json(self) -> dict[str, Any]:
         """For clients; `share` is a guess of the part of the whole that is done, 0..1."""
         watch, share = self.watch, 0.0
+        done, total = watch.done, watch.total  # another thread counts on
         if self.num_frames:
             share = self.frames_done / self.num_frames
-            if not self.frames_done and watch.total:  # all frames are denoised before the first is decoded
-                share = 0.9 * watch.done / watch.total
+            if not self.frames_done and total:  # all frames are denoised before the first is decoded
+                share = 0.9 * done / total
             elif watch.stage.startswith("decoding"):
                 share = 0.9 + 0.1 * share
         left = watch.seconds_left
@@ -83,8 +84,9 @@ def make_video(
         StoppedError: the watch ended it.
     """
     options = request.options
-    prepared = request.prepared(folder, engine.detector)
-    inputs = engine.prepare(prepared, options)
+    prepared = request.prepared(folder, engine.detector, progress.watch.check)
+    inputs = engine.prepare(prepared, options, progress.watch.check)
+    progress.watch.check()
     progress.num_frames = inputs.num_frames
     metadata = video_metadata(engine.model_dir, options, request.motion, engine.lora)
     numbers = frame_numbers(inputs.num_frames, SHEET_FRAMES)

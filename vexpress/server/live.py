@@ -23,7 +23,7 @@ from vexpress.provenance import video_metadata
 from vexpress.request import check_attributes, prepare_kps, prepare_portrait
 from vexpress.server.boxes import Inbox, Outbox
 from vexpress.server.problems import Problem
-from vexpress.server.requests import VideoRequest, collect, follow_face
+from vexpress.server.requests import VideoRequest, check_files, collect, follow_face
 from vexpress.server.service import Service
 from vexpress.server.sound import PlayedSound, SoundFormat, SoundReader
 from vexpress.server.streaming import FragmentedMp4, playable_rate
@@ -58,21 +58,37 @@ class Clock:
 
 
 class LiveSession:
-    """One client's stream.
+    """One client's stream; made by the event loop.
 
     Args:
         service: whose model is used.
         start: the client's first message.
+
+    Raises:
+        InputError: it asks for what there is not.
     """
 
     def __init__(self, service: Service, start: dict[str, Any]):
         self.service, self.settings = service, service.settings
-        values = dict(start)
+        self._values = values = dict(start)
         self.output = values.pop("output", "mp4")
         if self.output not in OUTPUTS:
             raise InputError(f"must be one of {', '.join(OUTPUTS)}", "output", str(self.output)[:40])
         names = ("encoding", "sampling_rate", "channels")
         self.form = SoundFormat(**{name: values.pop(name) for name in names if name in values})
+        self.inbox, self.outbox = Inbox(), Outbox(self.settings.idle_seconds)
+        self._gone = threading.Event()
+        self._began = time.monotonic()
+
+    def prepare(self) -> None:
+        """Reads what the client sent first; called by a thread.
+
+        Raises:
+            InputError: it cannot be used.
+            Problem: a file is too large.
+            StoppedError: the client is gone, or it takes too long.
+        """
+        values, service = self._values, self.service
         with tempfile.TemporaryDirectory(dir=service.data_dir) as folder:
             save_base64_files(values, Path(folder), int(self.settings.max_upload_mb * 1e6))
             values.setdefault("audio_example", next(iter(service.examples.files["audio"]), None))
@@ -80,8 +96,6 @@ class LiveSession:
                 values, Path(folder), False, service.engine.defaults, service.examples, self.settings
             )
             self.portrait, self.kps = self._prepare(self.request)
-        self.inbox, self.outbox = None, None
-        self._gone = threading.Event()
 
     def _prepare(self, wanted: VideoRequest) -> tuple[Image.Image, Tensor]:
         """The portrait at the video's size, and keypoints (f 3 2) of some seconds."""
@@ -93,21 +107,19 @@ class LiveSession:
         if wanted.motion.paste_back:
             raise InputError("is for videos, not for live streams", "paste_back")
         check_attributes(wanted.motion, engine.paths.has_attributes)
+        check_files(wanted, self.settings)
+        self._check()
         prepared = wanted.prepared_without_motion()
         sequence = None
         if "kps" in wanted.files:
             sequence = load_kps(wanted.files["kps"])
         elif "driving_video" in wanted.files:
-            sequence = follow_face(wanted.files["driving_video"], engine.detector)
+            sequence = follow_face(wanted.files["driving_video"], engine.detector, self._check)
             prepared = replace(prepared, kps=sequence, motion=wanted.motion)
         portrait, reference_kps, _ = prepare_portrait(prepared, options, lambda: engine.detector)
         seconds = 0 if sequence is None else len(sequence.kps) / (sequence.fps or options.fps)
         num_frames = max(1, round(min(seconds, MAX_MOTION_SECONDS) * options.fps))
         return portrait, prepare_kps(prepared, options, sequence, reference_kps, num_frames)
-
-    def open(self) -> None:
-        """Makes the two boxes; called by the event loop."""
-        self.inbox, self.outbox = Inbox(), Outbox(self.settings.idle_seconds)
 
     async def leave(self) -> None:
         """The client is gone: the thread ends at its next step; called by the event loop."""
@@ -117,6 +129,7 @@ class LiveSession:
 
     def run(self) -> None:
         """Makes frames until the sound ends; called by a thread of its own."""
+        self._began = time.monotonic()
         message: dict[str, Any] | None = None
         try:
             message = {"type": "end", **self._stream()}
@@ -136,6 +149,8 @@ class LiveSession:
     def _check(self) -> None:
         if self._gone.is_set():
             raise StoppedError
+        if time.monotonic() - self._began > self.settings.max_stream_seconds:  # of whatever sound
+            raise StoppedError(f"a stream may last {self.settings.max_stream_seconds:g} s")
 
     def _stream(self) -> dict[str, Any]:
         options, engine = self.request.options, self.service.engine

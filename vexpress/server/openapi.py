@@ -33,7 +33,7 @@ STATUSES = {
     422: "a field cannot be used; it is named",
     429: "the queue is full; see Retry-After",
     503: "the model is being loaded",
-    507: "the disk is full",
+    507: "the disk, or the room for files, is full",
 }
 ANSWERS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"schema": ERROR_SCHEMA}}}

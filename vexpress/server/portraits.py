@@ -9,11 +9,11 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from vexpress.media.faces import head_and_shoulders_box
-from vexpress.media.images import load_image
 from vexpress.request import ADVISED_PORTRAIT_PX
 from vexpress.server.problems import Problem
+from vexpress.server.requests import load_portrait
 from vexpress.server.service import Service
-from vexpress.server.uploads import read_request
+from vexpress.server.uploads import read_json, receive_request
 
 
 async def look_at_portrait(request: Request, service: Service) -> dict[str, Any]:
@@ -23,16 +23,22 @@ async def look_at_portrait(request: Request, service: Service) -> dict[str, Any]
         InputError: no picture, or no face.
     """
     with tempfile.TemporaryDirectory(dir=service.data_dir) as folder:
-        values, _ = await read_request(request, Path(folder), service.settings)
-        path = Path(folder) / "portrait"
-        if not path.is_file():
-            path = service.examples.path("portrait", str(values.get("portrait_example", "")))
-        return await run_in_threadpool(find_face, path, service)
+        form = await receive_request(request, Path(folder), service.settings)
+        async with service.checks:
+            return await run_in_threadpool(_look, Path(folder), form, service)
+
+
+def _look(folder: Path, form: dict[str, str] | None, service: Service) -> dict[str, Any]:
+    values = read_json(folder, service.settings) if form is None else form
+    path = folder / "portrait"
+    if not path.is_file():
+        path = service.examples.path("portrait", str(values.get("portrait_example", "")))
+    return find_face(path, service)
 
 
 def find_face(path: Path, service: Service) -> dict[str, Any]:
     """Size of the picture, the box of the face and the crop around it; x1 y1 x2 y2 in px."""
-    image = load_image(path)
+    image = load_portrait(path)
     faces = service.engine.detector.detect(np.asarray(image))
     if not faces:
         raise Problem(422, "no face was found; give a picture with one clear frontal face", "portrait")

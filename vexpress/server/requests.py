@@ -1,17 +1,21 @@
 """From the fields of a request to files in its folder, and from these to what the pipeline takes."""
 
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import av
 import cv2
+import numpy as np
 import torch
+from PIL import Image
 
 from vexpress.errors import InputError
 from vexpress.media.container import open_stream
 from vexpress.media.faces import FaceDetector, track_face
+from vexpress.media.images import load_image
 from vexpress.media.keypoints import KpsSequence, save_kps
 from vexpress.media.video import constant_rate, probe_video, read_frames
 from vexpress.options import MotionOptions, SamplingOptions
@@ -25,6 +29,7 @@ from vexpress.server.uploads import name_kps
 MAX_GAP_FRAMES = 12  # longest gap without the face in a driving video that is interpolated
 DRIVING_PX = 512  # longer side of the frames in which a driving face is looked for
 MAX_VIDEO_PX = 4096
+MAX_PORTRAIT_PIXELS = 50_000_000  # a phone's picture; reading one takes 0.6 GB
 DRIVING_KPS = "driving_kps.npz"
 SPOKEN = "spoken.wav"
 
@@ -54,8 +59,13 @@ class VideoRequest:
         files = {name: Path(path) for name, path in kept["files"].items()}
         return cls(SamplingOptions(**kept["options"]), MotionOptions(**kept["motion"]), files)
 
-    def prepared(self, folder: Path, analyzer: FaceDetector) -> Request:
+    def prepared(self, folder: Path, analyzer: FaceDetector, check: Callable[[], None]) -> Request:
         """The package's request; a driving video becomes keypoints, kept in the job's folder.
+
+        Args:
+            folder: of the job.
+            analyzer: finds faces.
+            check: called after each frame; may raise what ends the work.
 
         Raises:
             InputError: no face in the driving video.
@@ -64,14 +74,23 @@ class VideoRequest:
         if kps is None and "driving_video" in self.files:
             kps = folder / DRIVING_KPS
             if not kps.is_file():
-                save_kps(kps, follow_face(self.files["driving_video"], analyzer))
-        return Request(self.files["portrait"], self.files["audio"], kps, self.motion)
+                save_kps(kps, follow_face(self.files["driving_video"], analyzer, check))
+        return Request(load_portrait(self.files["portrait"]), self.files["audio"], kps, self.motion)
 
     def prepared_without_motion(self) -> Request:
         """The package's request, with a still head where the motion is not known yet."""
         kps = self.files.get("kps")
         motion = self.motion if kps else replace(self.motion, retarget_strategy="fix_face")
-        return Request(self.files["portrait"], self.files["audio"], kps, motion)
+        return Request(load_portrait(self.files["portrait"]), self.files["audio"], kps, motion)
+
+
+def load_portrait(path: Path) -> Image.Image:
+    """Reads a portrait, with fewer pixels than a program's may have: others use this service as well.
+
+    Raises:
+        InputError: as `vexpress.media.images.load_image`.
+    """
+    return load_image(path, max_pixels=MAX_PORTRAIT_PIXELS)
 
 
 def collect(
@@ -172,8 +191,13 @@ def check_files(request: VideoRequest, settings: ServeSettings) -> None:
     check_length(request.files["audio"], "audio", "audio_path", settings.max_seconds)
 
 
-def follow_face(video: Path, analyzer: FaceDetector) -> KpsSequence:
+def follow_face(video: Path, analyzer: FaceDetector, check: Callable[[], None] = lambda: None) -> KpsSequence:
     """The keypoints of the face in a video, at the video's own frame rate.
+
+    Args:
+        video: its file.
+        analyzer: finds faces.
+        check: called after each frame; may raise what ends the work.
 
     Raises:
         InputError: no face, or it is missing for too long.
@@ -181,9 +205,13 @@ def follow_face(video: Path, analyzer: FaceDetector) -> KpsSequence:
     info = probe_video(video)
     scale = min(1.0, DRIVING_PX / max(info.width, info.height))
     width, height = (max(1, round(side * scale)) for side in (info.width, info.height))
-    frames = constant_rate(read_frames(video), info.fps)
-    resized = (cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames)
-    kps, _ = track_face(analyzer.detect_each(resized), MAX_GAP_FRAMES, "video_path")
+
+    def resized() -> Iterator[np.ndarray]:
+        for frame in constant_rate(read_frames(video), info.fps):
+            check()
+            yield cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+
+    kps, _ = track_face(analyzer.detect_each(resized()), MAX_GAP_FRAMES, "video_path")
     return KpsSequence(torch.from_numpy(kps[:, :3].copy()), float(info.fps), height, width)
 
 

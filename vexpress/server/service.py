@@ -1,25 +1,31 @@
 """All that a service holds: the model, the list of jobs, the worker and the examples."""
 
+import asyncio
+import contextlib
 import logging
+import os
 import shutil
+import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
 
-from vexpress.errors import InputError
+from vexpress.errors import InputError, first_line
 from vexpress.server import store as states
 from vexpress.server.engine import Engine
 from vexpress.server.examples import find_examples
 from vexpress.server.metrics import Metrics
 from vexpress.server.problems import Problem
-from vexpress.server.requests import VideoRequest, check_files, copy_examples
+from vexpress.server.requests import VideoRequest, check_files, collect, copy_examples
 from vexpress.server.settings import ServeSettings
 from vexpress.server.store import Job, JobStore, QueueFullError, new_job_id
+from vexpress.server.uploads import read_json
 from vexpress.server.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_JOB_SECONDS = 10
+CHECKS_AT_ONCE = 2  # requests whose files are read into memory
 
 
 class Service:
@@ -38,14 +44,17 @@ class Service:
         self.data_dir = Path(settings.data_dir).resolve()
         self.jobs_dir = self.data_dir / "jobs"
         try:
-            self.jobs_dir.mkdir(parents=True, exist_ok=True)
-            self.data_dir.chmod(0o700)  # faces and voices of people
-        except OSError as error:
-            raise InputError(f"cannot be written ({error.strerror})", "data_dir", settings.data_dir) from error
+            # Faces and voices of people. A folder that was there before keeps its mode: it may hold more than ours.
+            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.jobs_dir.mkdir(mode=0o700, exist_ok=True)
+            self.store = JobStore(self.data_dir / "jobs.sqlite")
+        except (OSError, sqlite3.Error) as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise InputError(f"cannot be written ({reason})", "data_dir", settings.data_dir) from error
         self.metrics = Metrics()
-        self.store = JobStore(self.data_dir / "jobs.sqlite")
         self.examples = find_examples(engine.model_dir, self.data_dir / "examples")
         self.worker = Worker(engine, self.store, self.jobs_dir, settings, self.metrics)
+        self.checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self.streams = threading.BoundedSemaphore(max(1, settings.max_streams))
         self.num_streams = 0
         self.failure: str | None = None
@@ -80,9 +89,21 @@ class Service:
                 logger.warning("the speed of live streams cannot be measured: %s", error)
 
     def check_room(self) -> None:
-        """Raises a Problem (429) if the queue is full."""
+        """Raises a Problem if the queue is full (429), or the room for files (507)."""
         if self.store.count(states.QUEUED) >= self.settings.max_queue:
             raise self._full()
+        if self._kept_bytes() >= self.settings.max_data_gb * 1e9:
+            self.metrics.refused.labels("507").inc()
+            raise Problem(507, f"{self.settings.max_data_gb:g} GB of files are kept already; try again later")
+
+    def _kept_bytes(self) -> int:
+        """Size of all files of jobs, and of requests that are coming in."""
+        total = 0
+        for folder, _, names in os.walk(self.jobs_dir):
+            for name in names:
+                with contextlib.suppress(OSError):  # deleted meanwhile
+                    total += os.lstat(os.path.join(folder, name)).st_size
+        return total
 
     def _full(self) -> Problem:
         seconds = round(self.store.seconds_per_job() or DEFAULT_JOB_SECONDS) or 1
@@ -107,13 +128,20 @@ class Service:
         check_files(request, self.settings)
         self.engine.prepare(request.prepared_without_motion(), request.options)
 
-    def submit(self, job_id: str, folder: Path, request: VideoRequest) -> Job:
+    def submit(self, job_id: str, folder: Path, form: dict[str, str] | None) -> Job:
         """Checks a request and puts it into the queue.
+
+        Args:
+            job_id: of the new job; likewise its `folder`, which holds what was sent.
+            form: what `receive_request` gave.
 
         Raises:
             InputError: it cannot be made a video of.
-            Problem: the queue is full.
+            Problem: a file is too large, or the queue is full.
         """
+        values = read_json(folder, self.settings) if form is None else form
+        is_text = form is not None
+        request = collect(values, folder, is_text, self.engine.defaults, self.examples, self.settings)
         self.check(request)
         request = copy_examples(request, folder)
         try:
@@ -144,13 +172,18 @@ class Service:
         }
 
     def delete(self, job: Job) -> str:
-        """Cancels a job that has not ended, and forgets one that has; gives its new state."""
+        """Cancels a job that has not ended, and forgets one that has; gives its new state.
+
+        One that ends at this moment keeps what it has become, since it was not asked to be forgotten.
+        """
         if job.state in states.ENDED:
             self.worker.delete_files(job.id)
             self.store.remove(job.id)
             return "deleted"
-        self.worker.cancel(job.id)
-        return states.CANCELLED
+        if self.worker.cancel(job.id):
+            return states.CANCELLED
+        now = self.store.get(job.id)
+        return "deleted" if now is None else now.state
 
     def refresh(self, metrics: Metrics) -> None:
         """Sets what is not counted."""

@@ -40,6 +40,9 @@ class ServeSettings:
     max_job_seconds: float = option(3600.0, "time a job may take", low=1, high=360000, unit="s")
     idle_seconds: float = option(30.0, "a client that sends or reads nothing for so long is given up", low=1, high=3600)
     keep_hours: float = option(24.0, "finished jobs and their files are deleted after", low=0.001, high=10000, unit="h")
+    max_data_gb: float = option(
+        50.0, "uploads and results that are kept; beyond it requests get status 507", low=0.001, high=1e6, unit="GB"
+    )
     c2pa_certificate: str | None = option(
         None, "PEM of a certificate chain, to sign that videos are generated", type=str
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import threading
 
 from starlette.concurrency import run_in_threadpool
@@ -12,9 +13,13 @@ from vexpress.server.live import LiveSession
 from vexpress.server.problems import Problem
 from vexpress.server.service import Service
 from vexpress.server.streaming import MIME
+from vexpress.server.turns import StoppedError
 
 MAX_PIECE_BYTES = 400_000
-NORMAL, BAD_DATA, TRY_LATER = 1000, 1007, 1013
+MAX_REASON_BYTES = 123  # of the frame that closes a WebSocket
+NORMAL, BAD_DATA, SERVER_ERROR, TRY_LATER = 1000, 1007, 1011, 1013
+
+logger = logging.getLogger(__name__)
 
 
 async def serve_socket(socket: WebSocket, service: Service) -> None:
@@ -36,6 +41,12 @@ async def serve_socket(socket: WebSocket, service: Service) -> None:
         await _refuse(socket, problem, BAD_DATA)
     except InputError as error:
         await _refuse(socket, Problem.of(error), BAD_DATA)
+    except StoppedError as stopped:  # while it was prepared
+        if stopped.reason:
+            await _refuse(socket, Problem(408, stopped.reason), TRY_LATER)
+    except Exception as error:  # a bug, or a full disk; the client must hear of it
+        logger.exception("a live stream failed")
+        await _refuse(socket, Problem(500, f"an error of the server ({type(error).__name__})"), SERVER_ERROR)
     finally:
         service.num_streams -= 1
         service.streams.release()
@@ -45,7 +56,7 @@ async def _refuse(socket: WebSocket, problem: Problem, code: int) -> None:
     if socket.application_state == WebSocketState.CONNECTED and socket.client_state == WebSocketState.CONNECTED:
         try:
             await socket.send_json({"type": "error", **problem.as_json()})
-            await socket.close(code, problem.message[:100])
+            await socket.close(code, problem.message.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
         except (RuntimeError, WebSocketDisconnect):
             pass  # gone already
 
@@ -54,7 +65,7 @@ async def _serve(socket: WebSocket, service: Service) -> None:
     idle = service.settings.idle_seconds
     try:
         message = await asyncio.wait_for(socket.receive(), idle)
-    except TimeoutError as error:
+    except asyncio.TimeoutError as error:  # which is no TimeoutError in Python 3.10
         raise Problem(408, f"nothing was sent for {idle:g} s") from error
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", NORMAL))
@@ -66,8 +77,17 @@ async def _serve(socket: WebSocket, service: Service) -> None:
         raise Problem(400, "the first message must be a JSON object") from error
     if start.pop("type", "start") != "start":
         raise Problem(400, "the first message must be of type start", "type")
-    session = await run_in_threadpool(LiveSession, service, start)
-    session.open()
+    session = LiveSession(service, start)
+    receiver = asyncio.create_task(_receive(socket, session))  # hears at any time that the client is gone
+    try:
+        await run_in_threadpool(session.prepare)
+        await _run(socket, session, service)
+    finally:
+        receiver.cancel()
+        await session.leave()
+
+
+async def _run(socket: WebSocket, session: LiveSession, service: Service) -> None:
     options = session.request.options
     await socket.send_json(
         {
@@ -81,11 +101,9 @@ async def _serve(socket: WebSocket, service: Service) -> None:
     )
     thread = threading.Thread(target=session.run, name="live", daemon=True)
     thread.start()
-    receiver = asyncio.create_task(_receive(socket, session))
     try:
-        await _send(socket, session, idle)
+        await _send(socket, session, service.settings.idle_seconds)
     finally:
-        receiver.cancel()
         await session.leave()
         await run_in_threadpool(thread.join)
 
@@ -97,7 +115,7 @@ async def _receive(socket: WebSocket, session: LiveSession) -> None:
             await session.leave()
             return
         piece = message.get("bytes")
-        if piece is not None:
+        if piece:  # an empty one is no sound, and no sign of a client that speaks
             if len(piece) > MAX_PIECE_BYTES:
                 await session.inbox.put(InputError(f"pieces may have {MAX_PIECE_BYTES} bytes", "audio"))
                 return
@@ -111,7 +129,7 @@ async def _send(socket: WebSocket, session: LiveSession, idle: float) -> None:
         sending = socket.send_bytes(item) if isinstance(item, bytes) else socket.send_json(item)
         try:
             await asyncio.wait_for(sending, idle)
-        except TimeoutError:
+        except asyncio.TimeoutError:
             return
         except (RuntimeError, WebSocketDisconnect):  # gone
             return

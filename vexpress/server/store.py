@@ -77,6 +77,7 @@ class JobStore:
     def __init__(self, path: Path):
         self.owner = f"{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
         self._lock = threading.Lock()
+        path.touch(mode=0o600)  # settings and texts of people; SQLite gives its other files the same mode
         self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.executescript(TABLE)

@@ -69,11 +69,12 @@ class Watch:
     """What the pipeline reports of its work; also ends it. In place of the pipeline's progress bar.
 
     Args:
-        between: called after each window of a step and each frame; may raise `StoppedError`.
+        between: called after each window of a step and each frame, by who has the turn; may raise `StoppedError`.
+        check: the same for work before, by who has none; called between its pieces.
     """
 
-    def __init__(self, between: Callable[[], None] = lambda: None):
-        self._between = between
+    def __init__(self, between: Callable[[], None] = lambda: None, check: Callable[[], None] = lambda: None):
+        self._between, self.check = between, check
         self.stage, self.done, self.total = "preparing", 0, 0
         self._started = time.monotonic()
 
@@ -105,6 +106,7 @@ class Watch:
     @property
     def seconds_left(self) -> float | None:
         """Of the present part, by its speed so far."""
-        if not self.done or not self.total:
+        done, total = self.done, self.total  # another thread counts on
+        if not done or not total:
             return None
-        return (time.monotonic() - self._started) / self.done * max(0, self.total - self.done)
+        return (time.monotonic() - self._started) / done * max(0, total - done)

@@ -18,14 +18,15 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from vexpress.errors import InputError
 from vexpress.server.problems import Problem
-from vexpress.server.schema import FILE_FIELDS, read_json_object
+from vexpress.server.schema import FILE_FIELDS, MAX_TEXT_BYTES, read_json_object
 from vexpress.server.settings import ServeSettings
 
 MAX_FIELDS = 64
-MAX_FIELD_BYTES = 16 * 1024
+MAX_PART_IN_MEMORY = 64 * 1024
 BASE64_GROWTH = 1.4  # of a file's size, with some line breaks
 BYTES_PER_MB = 1_000_000
 MAX_UPLOAD_SECONDS = 900
+JSON_BODY = "body.json"
 
 
 async def limited(request: Request, max_bytes: int, idle_seconds: float) -> AsyncIterator[bytes]:
@@ -44,7 +45,7 @@ async def limited(request: Request, max_bytes: int, idle_seconds: float) -> Asyn
             part = await asyncio.wait_for(anext(stream), min(idle_seconds, deadline - time.monotonic()))
         except StopAsyncIteration:
             return
-        except TimeoutError as error:
+        except asyncio.TimeoutError as error:  # which is no TimeoutError in Python 3.10
             raise Problem(
                 408, f"nothing was sent for {idle_seconds:g} s, or not all in {MAX_UPLOAD_SECONDS} s"
             ) from error
@@ -54,33 +55,57 @@ async def limited(request: Request, max_bytes: int, idle_seconds: float) -> Asyn
         yield part
 
 
-async def read_request(request: Request, folder: Path, settings: ServeSettings) -> tuple[dict[str, Any], bool]:
-    """Reads a request's fields; its files go into `folder`, each under the name of its field.
+async def receive_request(request: Request, folder: Path, settings: ServeSettings) -> dict[str, str] | None:
+    """Takes a request's body to the disk, so that those that come slowly, however many, need no memory.
+
+    The files of a form go into `folder`, each under the name of its field; JSON as it is, for `read_json`, which needs
+    memory and so is called by few at a time.
 
     Returns:
-        Values of all fields but files, and whether they are texts, as forms have them.
+        Texts of a form's other fields; None for JSON.
 
     Raises:
         Problem: too large, too slow, or of another type.
-        InputError: no valid form or JSON.
+        InputError: no valid form.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    max_bytes = int(settings.max_upload_mb * BYTES_PER_MB)
+    max_bytes = _max_bytes(settings)
     if kind == "multipart/form-data":
-        return await _read_form(request, folder, limited(request, max_bytes, settings.idle_seconds)), True
-    if kind == "application/json":
-        body = bytearray()
+        return await _read_form(request, folder, limited(request, max_bytes, settings.idle_seconds))
+    if kind != "application/json":
+        raise Problem(415, "send multipart/form-data or application/json")
+    with (folder / JSON_BODY).open("xb", buffering=0) as file:
         async for part in limited(request, int(max_bytes * BASE64_GROWTH), settings.idle_seconds):
-            body += part
-        return await run_in_threadpool(_read_json, bytes(body), folder, max_bytes), False
-    raise Problem(415, "send multipart/form-data or application/json")
+            await run_in_threadpool(file.write, part)
+    return None
+
+
+def read_json(folder: Path, settings: ServeSettings) -> dict[str, Any]:
+    """Reads the JSON that `receive_request` has left; its files go into `folder`, each under the name of its field.
+
+    Returns:
+        Values of all fields but files.
+
+    Raises:
+        Problem: a file is too large.
+        InputError: no valid JSON, or no base64.
+    """
+    path = folder / JSON_BODY
+    values = read_json_object(path.read_bytes())
+    path.unlink()
+    save_base64_files(values, folder, _max_bytes(settings))
+    return values
+
+
+def _max_bytes(settings: ServeSettings) -> int:
+    return int(settings.max_upload_mb * BYTES_PER_MB)
 
 
 async def _read_form(request: Request, folder: Path, body: AsyncIterator[bytes]) -> dict[str, str]:
-    # Starlette keeps parts beyond 1 MB in files without a name.
     parser = MultiPartParser(
-        request.headers, body, max_files=len(FILE_FIELDS), max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+        request.headers, body, max_files=len(FILE_FIELDS), max_fields=MAX_FIELDS, max_part_size=MAX_TEXT_BYTES
     )
+    parser.spool_max_size = MAX_PART_IN_MEMORY  # larger parts are kept in files without a name
     try:
         form = await parser.parse()
     except (MultiPartException, FormParserError, KeyError, UnicodeDecodeError, ValueError) as error:
@@ -111,12 +136,6 @@ async def _read_form(request: Request, folder: Path, body: AsyncIterator[bytes])
 def _save(file: Any, path: Path) -> None:
     with path.open("xb") as target:
         shutil.copyfileobj(file, target)
-
-
-def _read_json(body: bytes, folder: Path, max_bytes: int) -> dict[str, Any]:
-    values = read_json_object(body)
-    save_base64_files(values, folder, max_bytes)
-    return values
 
 
 def save_base64_files(values: dict[str, Any], folder: Path, max_bytes: int) -> None:

@@ -17,15 +17,14 @@ from vexpress.server import store as states
 from vexpress.server.jobs import STREAM, VIDEO, api_call, command_line, download_name, file_of
 from vexpress.server.openapi import ANSWERS
 from vexpress.server.problems import Problem
-from vexpress.server.requests import VideoRequest, collect
+from vexpress.server.requests import VideoRequest
 from vexpress.server.service import Service
 from vexpress.server.store import Job
-from vexpress.server.uploads import read_request
+from vexpress.server.uploads import receive_request
 
 POLL_SECONDS = 0.1
 KEEP_ALIVE_SECONDS = 15
 CHUNK_BYTES = 64 * 1024
-CHECKS_AT_ONCE = 2  # build_app makes `app.state.checks` of it
 
 router = APIRouter(prefix="/v1", tags=["videos"], responses=ANSWERS)
 
@@ -55,15 +54,12 @@ async def _find(service: Service, job_id: str) -> Job:
 
 
 async def _create(service: Service, request: Request) -> Job:
-    service.check_room()  # before anything is read
+    await run_in_threadpool(service.check_room)  # before anything is read
     job_id, folder = await run_in_threadpool(service.new_folder)
     try:
-        values, is_text = await read_request(request, folder, service.settings)
-        async with request.app.state.checks:
-            wanted = await run_in_threadpool(
-                *(collect, values, folder, is_text, service.engine.defaults, service.examples, service.settings)
-            )
-            return await run_in_threadpool(service.submit, job_id, folder, wanted)
+        form = await receive_request(request, folder, service.settings)
+        async with service.checks:
+            return await run_in_threadpool(service.submit, job_id, folder, form)
     except BaseException as error:  # a client that goes away, too
         service.discard(folder)
         if isinstance(error, InputError):
@@ -188,7 +184,8 @@ async def _tail(service: Service, job_id: str, cancels: bool = False) -> AsyncIt
             await asyncio.sleep(POLL_SECONDS / 2)
     finally:
         if cancels and not ended:
-            service.worker.cancel(job_id)
+            # In a thread, as another process may hold the list of jobs; not awaited, as this task is being ended.
+            asyncio.get_running_loop().run_in_executor(None, service.worker.cancel, job_id)
 
 
 def _read_part(path: Path, position: int) -> bytes:

@@ -2,8 +2,10 @@
 
 import logging
 import shutil
+import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from vexpress.server.metrics import Metrics
 from vexpress.server.problems import Problem
 from vexpress.server.requests import VideoRequest
 from vexpress.server.settings import ServeSettings
-from vexpress.server.store import Job, JobStore
+from vexpress.server.store import JOB_ID, Job, JobStore
 from vexpress.server.turns import StoppedError, Watch
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 5
 HEARTBEAT_SECONDS = 1.0
 POLL_SECONDS = 0.5
+RETRY_SECONDS = 2.0  # after an error of the list of jobs, such as a full disk
+ABANDONED_SECONDS = 3600  # a folder without a job that nothing was written to for so long; uploads take less
 
 
 class Worker:
@@ -48,6 +52,11 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether both threads run, without which nothing is made."""
+        return self._thread.is_alive() and self._heart.is_alive()
+
     def start(self) -> None:
         """Takes up what a former process left, and begins."""
         self.sweep()
@@ -66,15 +75,21 @@ class Worker:
         """There is a new job."""
         self._news.set()
 
-    def cancel(self, job_id: str) -> None:
-        """Ends a job that waits or runs; a running one within one window. Its files are deleted."""
-        was_running = self.store.get(job_id).state == states.RUNNING
-        if self.store.end(job_id, states.CANCELLED):
-            self.metrics.jobs.labels(states.CANCELLED).inc()
+    def cancel(self, job_id: str) -> bool:
+        """Ends a job that waits or runs; a running one within one window. Its files are deleted.
+
+        Returns:
+            Whether it did: a job that has ended by now stays as it is, with its files.
+        """
+        job = self.store.get(job_id)
+        if not self.store.end(job_id, states.CANCELLED):
+            return False
+        self.metrics.jobs.labels(states.CANCELLED).inc()
         if job_id in self.progress:
             self._lost.add(job_id)
-        elif not was_running:  # else its owner deletes them when it is out
+        elif job is not None and job.state != states.RUNNING:  # else its owner deletes them when it is out
             self.delete_files(job_id)
+        return True
 
     def folder(self, job_id: str) -> Path:
         """Where the files of a job are."""
@@ -85,53 +100,67 @@ class Worker:
         shutil.rmtree(self.folder(job_id), ignore_errors=True)
 
     def sweep(self) -> None:
-        """Deletes jobs whose time is over, and folders that belong to no job."""
+        """Deletes jobs whose time is over and folders that belong to no job, and takes up what lost its owner."""
+        self._delete_old()
         self.store.take_up()
+
+    def _delete_old(self) -> None:
         for job_id in self.store.ended_before(time.time() - self.settings.keep_hours * 3600):
             self.delete_files(job_id)
             self.store.remove(job_id)
         known = self.store.ids()
         for folder in self.jobs_dir.iterdir():
-            is_old = time.time() - folder.stat().st_mtime > self.settings.idle_seconds * 10
-            if folder.name not in known and is_old:
-                shutil.rmtree(folder, ignore_errors=True)
+            if not JOB_ID.fullmatch(folder.name) or folder.name in known:  # what has another name is not ours
+                continue
+            if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+                self.delete_files(folder.name)
 
     def _beat(self) -> None:
         """Says that this process lives, and hears of jobs that others have cancelled."""
         while not self._stopping.wait(HEARTBEAT_SECONDS):
             for job_id, progress in list(self.progress.items()):
-                if not self.store.keep(job_id, progress.as_json()):
-                    self._lost.add(job_id)
+                try:
+                    if not self.store.keep(job_id, progress.as_json()):
+                        self._lost.add(job_id)
+                except Exception as error:  # a full disk, or a bug, which must not end the thread
+                    logger.warning("the list of jobs cannot be told of a job: %s", first_line(error))
 
     def _run(self) -> None:
         swept = time.monotonic()
         while not self._stopping.is_set():
-            if time.monotonic() - swept > SWEEP_SECONDS:
-                swept = time.monotonic()
-                try:
+            try:
+                if time.monotonic() - swept > SWEEP_SECONDS:
+                    swept = time.monotonic()
                     self.sweep()
-                except OSError as error:
-                    logger.warning("old jobs cannot be deleted: %s", error)
-            job = self.store.take() if self.engine.is_ready else None
-            if job is None:
-                self._news.wait(POLL_SECONDS)
-                self._news.clear()
-            else:
-                self._do(job)
+                job = self.store.take() if self.engine.is_ready else None
+                if job is None:
+                    self._news.wait(POLL_SECONDS)
+                    self._news.clear()
+                else:
+                    self._do(job)
+            except (OSError, sqlite3.Error) as error:
+                logger.warning("the list of jobs and their files cannot be kept: %s; tried again", error)
+                self._stopping.wait(RETRY_SECONDS)
+            except Exception:  # a bug must not end the thread
+                logger.exception("the thread that makes videos goes on")
+                self._stopping.wait(RETRY_SECONDS)
 
     def _do(self, job: Job) -> None:
         began = time.monotonic()
 
-        def between() -> None:
+        def check() -> None:
             if job.id in self._lost or self._stopping.is_set():
                 raise StoppedError
             if time.monotonic() - began > self.settings.max_job_seconds:
                 raise StoppedError(f"took longer than {self.settings.max_job_seconds:g} s, the limit of this service")
+
+        def between() -> None:
+            check()
             self.engine.turns.give_way()
 
-        progress = self.progress[job.id] = Progress(Watch(between))
+        progress = self.progress[job.id] = Progress(Watch(between, check))
         try:
-            if self.store.get(job.id).state != states.RUNNING:  # cancelled as it was taken
+            if not self._insist(lambda: self._has(job)):  # cancelled as it was taken
                 return
             request = VideoRequest.from_json(job.request)
             result = make_video(request, self.folder(job.id), self.engine, progress, self.settings)
@@ -139,7 +168,7 @@ class Worker:
             if stopped.reason:
                 self._end(job, states.FAILED, error={"field": None, "message": stopped.reason})
             else:
-                self.store.put_back(job.id)
+                self._insist(lambda: self.store.put_back(job.id))
         except InputError as error:
             self._end(job, states.FAILED, error=Problem.of(error).as_json()["error"])
         except Exception as error:  # a bug or a full disk must not end the thread
@@ -152,12 +181,34 @@ class Worker:
             del self.progress[job.id]
             self._lost.discard(job.id)
             now = self.store.get(job.id)
-            if now is None or now.state == states.CANCELLED:
+            if now is None or now.state in (states.CANCELLED, states.FAILED):  # nobody can fetch them
                 self.delete_files(job.id)
 
+    def _has(self, job: Job) -> bool:
+        now = self.store.get(job.id)
+        return now is not None and now.state == states.RUNNING
+
     def _end(self, job: Job, state: str, **facts: Any) -> None:
-        if self.store.end(job.id, state, **facts, as_owner=True):
+        if self._insist(lambda: self.store.end(job.id, state, **facts, as_owner=True)):
             self.metrics.jobs.labels(state).inc()
+
+    def _insist(self, use: Callable[[], Any]) -> Any:
+        """Reads or writes the list of jobs, as often as it takes: what becomes of a job must not be lost.
+
+        Returns:
+            What `use` does; None if the service stops before: the next process takes the job up.
+        """
+        while True:
+            try:
+                return use()
+            except sqlite3.OperationalError as error:
+                logger.warning("the list of jobs cannot be used: %s; tried again", error)
+            try:
+                self._delete_old()  # a full disk may be full of ours
+            except (OSError, sqlite3.Error) as error:
+                logger.warning("old jobs cannot be deleted: %s", error)
+            if self._stopping.wait(RETRY_SECONDS):
+                return None
 
 
 def _what_happened(error: Exception) -> str:

@@ -252,6 +252,19 @@ def test_each_unusable_file_is_one_clear_line(tmp_path, monkeypatch):
         load_image(tmp_path / "large.png")
 
 
+def test_a_door_may_allow_fewer_pixels_also_with_damaged_metadata(tmp_path):
+    path = saved(tmp_path, Image.fromarray(GRADIENT))
+    num_pixels = GRADIENT[..., 0].size
+    assert load_image(path, max_pixels=num_pixels).size == (32, 20)
+    damaged = path.read_bytes()
+    chunk = b"iCCP" + b"x" * 8
+    damaged = damaged[:33] + struct.pack(">I", 8) + chunk + b"crc?" + damaged[33:]
+    for content in (path.read_bytes(), damaged):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"too many pixels; allowed are {num_pixels - 1}"):
+            load_image(path, max_pixels=num_pixels - 1)
+
+
 def test_a_large_photo_of_a_phone_is_read_without_noise(tmp_path, monkeypatch):
     path = saved(tmp_path, Image.fromarray(GRADIENT))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", GRADIENT[..., 0].size - 1)

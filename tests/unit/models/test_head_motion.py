@@ -121,6 +121,12 @@ def test_any_length_and_frame_rate(network, num_frames, fps):
     assert motion.shape == (num_frames, 6) and motion.isfinite().all()
 
 
+def test_it_can_be_ended_between_pieces(network):
+    calls = []
+    motion_from_speech(network, states(20), 600, FPS, 0, check=lambda: calls.append(1))
+    assert len(calls) == len(list(stream_points(network, states(20), 20, 0))) > 1
+
+
 def test_strength_scales_the_motion(network):
     full, half, none = (motion_from_speech(network, states(4), 120, FPS, 0, strength) for strength in (1, 0.5, 0))
     torch.testing.assert_close(half, full / 2)
