@@ -23,6 +23,8 @@ from tests.integration.prepare_runs import (
     run_script,
     write_models,
 )
+from vexpress.cli import extract_audio_embeddings
+from vexpress.cli.program import run_program
 from vexpress.data.formats import load_face_info, load_metadata
 from vexpress.errors import InputError
 from vexpress.media.video import read_frames
@@ -267,13 +269,17 @@ def test_outputs_are_no_inputs_and_no_files_of_a_model(
         ([{"face_info": "a.npz", "video": "a.npz"}], "is also an input"),
         ([{"face_info": "embeds.npz", "audio_embeds": "../link/embeds.npz"}], "is also an input"),
         ([{"face_info": "new.npz"}, {"face_info": "../link/new.npz", "video": "b.mp4"}], "for two clips, a.mp4 and b"),
+        ([{"face_info": "../other/new.npz"}], "is not in the folder of the metadata"),
+        ([{"face_info": "leads_out/new.npz"}], "is not in the folder of the metadata"),
     ],
 )
 def test_metadata_cannot_make_a_program_overwrite_inputs(rows, words, tmp_path, clip_dir, models, capsys):
     whole = {"video": "a.mp4", "audio_embeds": "embeds.safetensors"}
     path = clip_dir / "odd.json"
     path.write_text(json.dumps([whole | row for row in rows]))
-    before = contents(clip_dir)
+    (tmp_path / "other").mkdir()
+    (clip_dir / "leads_out").symlink_to(tmp_path / "other")
+    before = contents(tmp_path)
     face_models = models["insightface_model_path"]
     flags = {"meta_path": path, "insightface_model_path": face_models, "device": "cpu"}
     assert run_script("extract_face_info", **flags) == 2
@@ -281,7 +287,27 @@ def test_metadata_cannot_make_a_program_overwrite_inputs(rows, words, tmp_path, 
     assert words in error
     assert "--meta_path" in error
     assert len(error.splitlines()) == 1
-    assert contents(clip_dir) == before
+    assert contents(tmp_path) == before
+
+
+def test_metadata_that_replace_files_elsewhere_are_refused_and_those_that_read_there_are_not(
+    tmp_path, clip_dir, models, capsys
+):
+    (tmp_path / "victim").mkdir()
+    victim = tmp_path / "victim" / "model.safetensors"
+    victim.write_bytes(b"of another project")
+    row = {"video": str(clip_dir / "a.mp4"), "face_info": str(clip_dir / "face.npz"), "audio_embeds": str(victim)}
+    path = tmp_path / "own" / "odd.json"
+    path.parent.mkdir()
+    flags = {"meta_path": path, "audio_encoder_path": models["audio_encoder_path"], "device": "cpu"}
+    arguments = [*arguments_of(flags), "--overwrite"]
+    path.write_text(json.dumps([row]))
+    assert run_program(lambda: extract_audio_embeddings.main(arguments)) == 2
+    assert f"--meta_path: {victim} would be written" in capsys.readouterr().err
+    assert victim.read_bytes() == b"of another project"
+    path.write_text(json.dumps([row | {"audio_embeds": "new.safetensors"}]))
+    assert run_program(lambda: extract_audio_embeddings.main(arguments)) == 0
+    assert (path.parent / "new.safetensors").is_file()
 
 
 def test_an_odd_file_of_a_clip_is_a_failed_clip(tmp_path, clip_dir, models, capsys):

@@ -179,9 +179,10 @@ def test_truncated_files(tmp_path, share):
         read_state_dict(path)
 
 
-@pytest.mark.parametrize("kind", ["sparse", "complex", "meta"])
+@pytest.mark.parametrize("kind", ["sparse", "complex", "meta", "nested"])
 def test_odd_kinds_of_tensors(tmp_path, kind):
     tensor = torch.zeros(4, device="meta" if kind == "meta" else "cpu", dtype=torch.complex64)
+    tensor = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]) if kind == "nested" else tensor
     torch.save({"odd": tensor.to_sparse() if kind == "sparse" else tensor}, tmp_path / "odd.pth")
     with pytest.raises(InputError, match="odd.pth: .*(odd is no plain tensor|damaged|refused)"):
         read_state_dict(tmp_path / "odd.pth")

@@ -24,7 +24,7 @@ EXIT_FAILURES = 1
 CLIP_FLAGS = {
     "video_path": "one clip",
     "input_dir": "all clips in a folder, at any depth; files are written beside them",
-    "meta_path": "all clips of a metadata JSON; files are written where it says",
+    "meta_path": "all clips of a metadata JSON; files are written where it says, in its folder only",
 }
 
 
@@ -61,8 +61,8 @@ def find_clips(args: Namespace, key: str, suffixes: tuple[str, ...], model_path:
         model_path: of the model that is used.
 
     Raises:
-        InputError: flags that do not go together, no clips, or a file to write that cannot be written or would
-            replace an input, another clip's file or a file of the model.
+        InputError: flags that do not go together, no clips, or a file to write that cannot be written, would replace
+            an input, another clip's file or a file of the model, or is not where metadata may place it.
     """
     if args.save_path is not None:
         if args.video_path is None:
@@ -77,7 +77,7 @@ def find_clips(args: Namespace, key: str, suffixes: tuple[str, ...], model_path:
     model_dirs = (args.model_dir, model_path)
     if args.save_path is not None:
         check_output_path(args.save_path, "save_path", [args.video_path], model_dirs)
-    _check_outputs(records, _missing(args, records, key), key, given_field(args), model_dirs)
+    _check_outputs(args, records, key, model_dirs)
     if args.save_meta_path is not None:
         from vexpress.prepare.verify import files_of
 
@@ -110,21 +110,24 @@ def _missing(args: Namespace, records: "list[ClipRecord]", key: str) -> "list[Cl
     return [record for record in records if is_wanted or not getattr(record, key).is_file()]
 
 
-def _check_outputs(
-    records: "list[ClipRecord]", missing: "list[ClipRecord]", key: str, field: str, model_dirs: tuple[Path, ...]
-) -> None:
+def _check_outputs(args: Namespace, records: "list[ClipRecord]", key: str, model_dirs: tuple[Path, ...]) -> None:
     """Checks the files that are written of many clips; `check_output_path` would compare each with each.
 
     Raises:
-        InputError: one would replace an input, another clip's file or a file of the model.
+        InputError: one would replace an input, another clip's file or a file of the model, or metadata place it outside
+            of their own folder: they may come from anyone.
     """
     from vexpress.prepare.verify import files_of
 
+    field = given_field(args)
+    allowed = None if args.meta_path is None else args.meta_path.parent.resolve()
     others = {path.resolve() for record in records for name, path in files_of(record).items() if name != key}
     models = [folder.resolve() for folder in model_dirs]
     video_of: dict[Path, Path] = {}
-    for record in missing:
+    for record in _missing(args, records, key):
         path, video = getattr(record, key).resolve(), record.video.resolve()
+        if allowed is not None and not path.is_relative_to(allowed):
+            raise InputError(f"{path} would be written, and is not in the folder of the metadata, {allowed}", field)
         if path in others:
             raise InputError(f"{path} would be written, and is also an input or another file of a clip", field)
         if video_of.setdefault(path, video) != video:

@@ -1,5 +1,6 @@
 """Numbers from files that are not trusted: no code in a file is run, and a small file takes little memory."""
 
+import math
 import os
 import pickle
 import textwrap
@@ -54,6 +55,11 @@ def readable_path(path: str | os.PathLike, key: str, suffixes: tuple[str, ...]) 
     return path
 
 
+def most_bytes(path: Path) -> int:
+    """What may be made of a file in memory."""
+    return max(MIN_UNPACKED_BYTES, MAX_COMPRESSION * path.stat().st_size)
+
+
 def read_file(path: Path, key: str) -> Any:
     """Reads `.npz`, `.safetensors` or a PyTorch file; of its pickle only what tensors and numpy arrays consist of.
 
@@ -61,7 +67,7 @@ def read_file(path: Path, key: str) -> Any:
         InputError: damaged, refused, or a small archive that unpacks to much.
     """
     try:
-        check_unpacked_size(path, key, max(MIN_UNPACKED_BYTES, MAX_COMPRESSION * path.stat().st_size))
+        check_unpacked_size(path, key, most_bytes(path))
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
@@ -77,15 +83,41 @@ def read_file(path: Path, key: str) -> Any:
         raise InputError(f"{key} {path}: is damaged ({type(error).__name__}); extract it again") from error
 
 
-def float_array(values: Any) -> np.ndarray:
-    """Stacks numbers, arrays or tensors, one per frame; what cannot be stacked becomes an array of no dimension."""
+def float_array(values: Any, max_bytes: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Stacks numbers, arrays or tensors, one per frame.
+
+    Sizes are looked at before anything is converted: all frames may refer to one array, in a few bytes of the file.
+
+    Args:
+        values: n of them; or anything else.
+        max_bytes: that the result may take, see `most_bytes`.
+        shape: that each should have; None is any.
+
+    Returns:
+        (n *shape) float32. Where they have another shape, (0 *theirs); what cannot be stacked, or is too large, is an
+        array of no dimension.
+    """
     try:
-        items = [float_item(value) for value in values]
-        if max((item.size for item in items), default=0) > MAX_NUMBERS_PER_FRAME:
-            raise ValueError("too large")  # all frames may refer to the same one
-        return np.array(items, np.float32)
+        shapes = {shape_of(value) for value in values} or {()}
+        [found] = shapes
+        num_numbers = math.prod(found)
+        if num_numbers > MAX_NUMBERS_PER_FRAME or len(values) * num_numbers * 4 > max_bytes:
+            raise ValueError("too large")
+        if shape is not None and found != shape:
+            return np.empty((0, *found), np.float32)
+        array = np.empty((len(values), *found), np.float32)
+        for index, value in enumerate(values):
+            array[index] = float_item(value)
+        return array
     except (TypeError, ValueError, OverflowError):
         return np.empty((), np.float32)
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of a number, list, array or tensor, without a look at what is in it; () of what has none."""
+    if isinstance(value, Tensor) and value.is_nested:
+        return ()
+    return (len(value),) if isinstance(value, list | tuple) else tuple(getattr(value, "shape", ()))
 
 
 def float_item(value: Any) -> np.ndarray:
@@ -108,9 +140,10 @@ def _plain_tensor(tensor: Tensor) -> Tensor:
     """A tensor as float32.
 
     Raises:
-        TypeError: it is complex, quantized, sparse or meta, or has fewer values in the file than its shape says.
+        TypeError: it is complex, quantized, sparse, nested or meta, or has fewer values in the file than it claims.
     """
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+    is_odd = tensor.is_quantized or tensor.is_complex() or tensor.is_meta or tensor.is_nested
+    if tensor.layout is not torch.strided or is_odd:
         raise TypeError("is no plain tensor")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a few bytes may claim terabytes
         raise TypeError("repeats its values")

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import scipy.ndimage
 
-from vexpress.data.arrays import float_array, read_file, readable_path
+from vexpress.data.arrays import float_array, most_bytes, read_file, readable_path
 from vexpress.data.transforms import BROWS, EYES, OUTER_LIPS
 from vexpress.errors import InputError
 from vexpress.files import replacing
@@ -35,7 +35,7 @@ def load_attributes(path: str | os.PathLike) -> np.ndarray:
         InputError: missing, damaged, of another shape, or a value outside of its range.
     """
     path = readable_path(path, "attributes", ATTRIBUTES_SUFFIXES)
-    values = float_array(read_file(path, "attributes").get(ATTRIBUTES_KEY, ()))
+    values = float_array(read_file(path, "attributes").get(ATTRIBUTES_KEY, ()), most_bytes(path))
     if values.ndim != 2 or values.shape[1] != len(ATTRIBUTES) or not len(values):
         raise InputError(
             f"attributes {path}: {ATTRIBUTES_KEY} has shape {values.shape}, needed is (frames, {len(ATTRIBUTES)})"

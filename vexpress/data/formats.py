@@ -15,10 +15,22 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vexpress.audio_encoders import STATES_HZ, EncoderRecord
-from vexpress.data.arrays import as_path, checked_path, float_array, float_item, read_file, readable_path
+from vexpress.data.arrays import (
+    as_path,
+    checked_path,
+    float_array,
+    float_item,
+    most_bytes,
+    read_file,
+    readable_path,
+    shape_of,
+)
 from vexpress.errors import InputError, first_line
 from vexpress.files import read_json, replacing
 
+VIDEO_SUFFIXES = (
+    ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".mts", ".3gp",
+)  # fmt: skip
 FACE_INFO_SUFFIXES = (".npz", ".pt", ".pth")
 AUDIO_EMBEDS_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
 FACE_SHAPES = {"bbox": (4,), "kps": (5, 2), "landmark_2d_106": (106, 2), "det_score": ()}
@@ -68,7 +80,7 @@ def load_face_info(path: str | os.PathLike) -> FaceInfo:
         content = _columns(path, content)
     arrays = {}
     for name, shape in FACE_SHAPES.items():
-        arrays[name] = float_array(content.get(name))
+        arrays[name] = float_array(content.get(name), most_bytes(path), shape)
         if arrays[name].shape[1:] != shape or arrays[name].ndim == 0:
             raise InputError(
                 f"face_info {path}: {name} of a frame has shape {arrays[name].shape[1:]}, needed is {shape}; "
@@ -76,7 +88,7 @@ def load_face_info(path: str | os.PathLike) -> FaceInfo:
             )
     embedding = content.get("embedding")
     if embedding is not None:
-        arrays["embedding"] = float_array(embedding)
+        arrays["embedding"] = float_array(embedding, most_bytes(path))
         if arrays["embedding"].ndim != 2:
             raise InputError(f"face_info {path}: embedding is no vector per frame; extract it again")
     lengths = {name: len(array) for name, array in arrays.items()}
@@ -148,7 +160,7 @@ def _read_states(path: Path) -> tuple[Tensor, dict]:
     """The states, and all that the file holds."""
     content = read_file(path, "audio_embeds")
     value = content.get(AUDIO_EMBEDS_KEY) if isinstance(content, dict) else None
-    shape = tuple(getattr(value, "shape", ()))
+    shape = shape_of(value)
     if len(shape) == 3 and shape[1] == 1:
         value, shape = value[:, 0], (shape[0], shape[2])
     if len(shape) != 2 or 0 in shape:

@@ -19,7 +19,7 @@ from vexpress.data.formats import (
     parse_row,
 )
 from vexpress.data.metadata_files import FACT_KEYS, INTEGER, TEXT, add_columns, writing_parquet
-from vexpress.data.shards import MEMBER_KEYS, SHARD_KEY, write_shards
+from vexpress.data.shards import MEMBER_KEYS, SHARD_KEY, check_files, write_shards
 from vexpress.errors import InputError
 from vexpress.media.random_access import count_frames
 from vexpress.media.video import probe_video
@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 def write_index(meta_path: Path, index_path: AnyPath, shard_bytes: int | None) -> tuple[int, int]:
     """Writes the index of a metadata file, and the shards of its clips if asked for.
 
-    Rows that hold all of FACT_KEYS, as those of `vexpress prepare` do, are believed; else the files are opened.
+    Rows that hold all of FACT_KEYS, as those of `vexpress prepare` do, are believed; else the files are opened. What
+    goes into a shard, and so to others, is always opened: metadata may name any file of this machine.
 
     Args:
         meta_path: JSON.
@@ -50,7 +51,7 @@ def write_index(meta_path: Path, index_path: AnyPath, shard_bytes: int | None) -
     for number, row in enumerate(rows, 1):
         parse_row(row, meta_path.parent, f"metadata {meta_path} row {number} of {len(rows)}")
         add_columns(columns, row)
-    clips = _with_facts(rows, meta_path)
+    clips = _with_facts(rows, meta_path, believes=shard_bytes is None)
     indexed: Iterator[dict[str, Any]] = (row for row, _ in clips)
     if shard_bytes is not None:
         indexed = write_shards(clips, index_path.parent, shard_bytes)
@@ -62,13 +63,15 @@ def write_index(meta_path: Path, index_path: AnyPath, shard_bytes: int | None) -
     return num_clips, len(rows) - num_clips
 
 
-def _with_facts(rows: list[dict], meta_path: Path) -> Iterator[tuple[dict[str, Any], ClipRecord]]:
+def _with_facts(rows: list[dict], meta_path: Path, believes: bool) -> Iterator[tuple[dict[str, Any], ClipRecord]]:
     for row in rows:
         record = parse_row(row, meta_path.parent, f"metadata {meta_path}")
         try:
-            if not all(_is_count(row.get(key)) for key in FACT_KEYS) or any(
-                row.get(key) is None for key in NUMBER_KEYS
-            ):
+            is_known = all(_is_count(row.get(key)) for key in FACT_KEYS)
+            is_known = is_known and all(row.get(key) is not None for key in NUMBER_KEYS)
+            if not believes:
+                check_files(record)
+            if not (is_known and believes):
                 row = row | find_facts(record)
         except InputError as error:
             logger.error("%s: %s", record.video, error)

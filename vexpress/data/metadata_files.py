@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vexpress.data.formats import NUMBER_KEYS, PATH_KEYS
+from vexpress.data.shards import MEMBER_KEYS, SHARD_KEY
 from vexpress.errors import InputError, first_line
 from vexpress.storage import AnyPath, local_copy, writing
 
@@ -39,11 +40,23 @@ def import_parquet():
 
 
 def add_columns(columns: dict[str, str], row: Mapping[str, Any]) -> None:
-    """Notes the keys of a row that can be columns, and whether they are numbers; a key of both kinds is text."""
+    """Notes the keys of a row that can be columns, and whether they are numbers; a key of both kinds is text.
+
+    Where in a shard a clip is, only the writer of shards knows: such keys of rows are no columns.
+    """
     for key, value in row.items():
-        if isinstance(value, str | int | float):
+        if isinstance(value, str | int | float) and is_utf8(key) and key not in (SHARD_KEY, *MEMBER_KEYS):
             kind = TEXT if isinstance(value, str) else NUMBER
             columns[key] = kind if columns.get(key, kind) == kind else TEXT
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text of JSON can be in Parquet: JSON may hold half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -68,7 +81,7 @@ def writing_parquet(path: AnyPath, columns: Mapping[str, str]) -> Iterator:
         columns: from `add_columns`; other keys of rows are left out.
 
     Raises:
-        InputError: pyarrow is not installed.
+        InputError: pyarrow is not installed, or a path is no UTF-8.
     """
     parquet = import_parquet()
     import pyarrow
@@ -99,10 +112,12 @@ def _as_kind(value: Any, kind: str, key: str) -> Any:
     if not isinstance(value, str | int | float):
         return None
     if kind == TEXT:
-        try:
-            return str(value).encode().decode()
-        except UnicodeEncodeError as error:
-            raise InputError(f'"{key}" is {value!r}: Parquet holds UTF-8; rename it') from error
+        if is_utf8(str(value)):
+            return str(value)
+        if key in PATH_KEYS:
+            raise InputError(f'"{key}" is {value!r}: Parquet holds UTF-8; rename it')
+        logger.warning('"%s" is %s: Parquet holds UTF-8; it is left out there', key, textwrap.shorten(repr(value), 80))
+        return None
     try:
         return int(value) if kind == INTEGER else float(value)
     except (ValueError, OverflowError):

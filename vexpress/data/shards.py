@@ -12,7 +12,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vexpress.data.formats import NEEDED_PATH_KEYS, ClipRecord
+from vexpress.data.arrays import readable_path
+from vexpress.data.formats import (
+    AUDIO_EMBEDS_SUFFIXES,
+    FACE_INFO_SUFFIXES,
+    NEEDED_PATH_KEYS,
+    VIDEO_SUFFIXES,
+    ClipRecord,
+)
 from vexpress.errors import InputError
 from vexpress.storage import AnyPath, is_remote, writing
 
@@ -20,7 +27,20 @@ SHARD_KEY = "shard"
 MEMBER_KEYS = tuple(f"{key}_{what}" for key in NEEDED_PATH_KEYS for what in ("offset", "size"))
 MEMBER_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]*")
 ENDINGS = {"video": "", "face_info": ".face_info", "audio_embeds": ".audio_embeds"}
+SUFFIXES = {"video": VIDEO_SUFFIXES, "face_info": FACE_INFO_SUFFIXES, "audio_embeds": AUDIO_EMBEDS_SUFFIXES}
 MAX_MEMBER_BYTES = 2**31
+
+
+def check_files(record: ClipRecord) -> None:
+    """Checks that the files of a clip can be members of a shard, by their names and sizes.
+
+    Raises:
+        InputError: one is missing, no regular file, too large, or of a suffix that such files do not have.
+    """
+    for key, suffixes in SUFFIXES.items():
+        path = readable_path(getattr(record, key), key, suffixes)
+        if (num_bytes := path.stat().st_size) > MAX_MEMBER_BYTES:
+            raise InputError(f"{key} {path}: has {num_bytes} bytes; a shard holds files of up to {MAX_MEMBER_BYTES}")
 
 
 def write_shards(
@@ -29,7 +49,7 @@ def write_shards(
     """Writes clips into shards.
 
     Args:
-        clips: rows of the metadata, and the same with paths of this machine.
+        clips: rows of the metadata, and the same with paths of this machine, which `check_files` has passed.
         folder: for shard-000000.tar and so on; is there, or remote.
         max_bytes: a shard that is larger is the last clip's last.
 

@@ -13,16 +13,12 @@ from transformers import PreTrainedModel
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
 from vexpress.audio_features import encode_audio
-from vexpress.data.formats import FaceInfo
+from vexpress.data.formats import VIDEO_SUFFIXES, FaceInfo
 from vexpress.errors import InputError
 from vexpress.media.audio import load_audio
 from vexpress.media.faces import Face, FaceAnalyzer, track_face
 from vexpress.media.video import read_frames
 from vexpress.storage import AnyPath, find_files, is_remote
-
-VIDEO_SUFFIXES = (
-    ".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".mts", ".3gp",
-)  # fmt: skip
 
 
 def find_videos(input_dir: AnyPath, leave_out: AnyPath | None = None) -> list[AnyPath]:

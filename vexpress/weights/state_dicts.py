@@ -56,7 +56,8 @@ def read_state_dict(path: str | PathLike) -> dict[str, Tensor]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_complex() or tensor.is_meta)
+    is_odd = tensor.is_quantized or tensor.is_complex() or tensor.is_meta or tensor.is_nested
+    return tensor.layout is torch.strided and not is_odd
 
 
 def rename_old_audio_attention(weights: dict[str, Tensor]) -> dict[str, Tensor]:

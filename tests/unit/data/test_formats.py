@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from tests.clips import make_face_info
+from vexpress.data import arrays
+from vexpress.data.arrays import float_item, shape_of
 from vexpress.data.formats import (
     ClipRecord,
     FaceInfo,
@@ -272,6 +274,7 @@ ODD_TENSORS = {
     "quantized": torch.quantize_per_tensor(torch.zeros(8, 24), 1.0, 0, torch.quint8),
     "sparse": torch.eye(8).to_sparse(),
     "meta": torch.empty(8, 24, device="meta"),
+    "nested": torch.nested.nested_tensor([torch.zeros(2, 24), torch.zeros(3, 24)]),
     "a terabyte in four bytes": torch.zeros(1, 1).expand(2**36, 4),
     "text": "text",
     "nothing": None,
@@ -302,6 +305,28 @@ def test_other_number_types_are_read_as_what_they_are(tmp_path, dtype):
     assert not load_audio_embeds(tmp_path / "a.pt").requires_grad
     np.savez(tmp_path / "a.npz", global_embeds=np.ones((3, 2), ">f4"))
     assert load_audio_embeds(tmp_path / "a.npz").sum() == 6
+
+
+@pytest.mark.parametrize("array", [torch.zeros(2**22, dtype=torch.int8), np.zeros(2**22, np.int8), [0] * 2**10])
+@pytest.mark.parametrize("names", [("bbox", "kps", "landmark_2d_106", "det_score"), ("embedding",)])
+def test_sizes_are_looked_at_before_anything_is_converted(tmp_path, face_info, monkeypatch, array, names):
+    """One array that all frames refer to is small in the file, and would be converted as often as there are frames."""
+    frame = released_frames(face_info)[0][0] | dict.fromkeys(names, array)
+    torch.save([[frame]] * 30_000, tmp_path / "large.pt")
+    converted = []
+    monkeypatch.setattr(arrays, "float_item", lambda value: converted.append(value) or float_item(value))
+    with pytest.raises(InputError, match=rf"large\.pt: {names[0]}"):
+        load_face_info(tmp_path / "large.pt")
+    assert not any(shape_of(value) == shape_of(array) for value in converted)
+
+
+def test_frames_that_refer_to_one_are_bounded(tmp_path, face_info):
+    frame = released_frames(face_info)[0]
+    torch.save([frame] * 1000, tmp_path / "still.pt")  # of a still picture
+    assert load_face_info(tmp_path / "still.pt").num_frames == 1000
+    torch.save([frame] * 200_000, tmp_path / "large.pt")
+    with pytest.raises(InputError, match="landmark_2d_106 of a frame has shape"):
+        load_face_info(tmp_path / "large.pt")
 
 
 def test_face_info_cannot_grow_in_memory(tmp_path, face_info):

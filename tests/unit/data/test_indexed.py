@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -17,7 +18,7 @@ from vexpress.data.dataset import TalkingFaceDataset
 from vexpress.data.formats import save_metadata
 from vexpress.data.indexed import IndexedClips
 from vexpress.data.loading import SampleStream
-from vexpress.data.metadata_files import read_parquet, writing_parquet
+from vexpress.data.metadata_files import FACT_KEYS, read_parquet, writing_parquet
 from vexpress.errors import InputError
 
 pytest.importorskip("pyarrow")
@@ -174,3 +175,53 @@ def test_many_rows_are_read_by_their_numbers(tmp_path):
     assert len(index) == 50_000 and index.audio_kinds == {(4, EncoderRecord()): 1}
     assert index.name(49_999) == str(tmp_path / "49999.mp4")
     assert np.array_equal(index._numbers("num_frames"), np.full(50_000, 60))
+
+
+ODD_COLUMNS = {"shard": "x", "video_offset": 3, "\ud800": 1, "half": "\ud800", "person": "anna"}
+
+
+def test_odd_columns_of_metadata_break_no_index(tmp_path, folder, capsys):
+    """As a file beside a video may have brought them into metadata that are there already."""
+    rows = json.loads((folder / "metadata.json").read_text())
+    (folder / "odd.json").write_text(json.dumps([row | ODD_COLUMNS for row in rows]))
+    arguments = ["--meta_path", str(folder / "odd.json")]
+    index_program.main([*arguments, "--save_path", str(folder / "odd.parquet")])
+    index_program.main([*arguments, "--shards_dir", str(tmp_path / "shards")])
+    assert '"half" is' in capsys.readouterr().err
+    for path in (folder / "odd.parquet", tmp_path / "shards" / "index.parquet"):
+        clips = IndexedClips(path, 1)
+        assert (
+            clips.is_sharded == (path.name == "index.parquet") and list(clips.facts("person")) == ["anna"] * NUM_CLIPS
+        )
+        with clips.open(0) as record:
+            assert record.video.is_file()
+
+
+@pytest.fixture
+def known_row(tmp_path):
+    """A clip whose row holds all that an index has to know, so that its files need not be opened for that."""
+    save_metadata(tmp_path / "metadata.json", [write_clip(tmp_path, "a")])
+    [row] = json.loads((tmp_path / "metadata.json").read_text())
+    return row | {"duration": 2.4, "fps": 25.0, "num_frames": 60} | dict.fromkeys(FACT_KEYS, 64)
+
+
+@pytest.mark.parametrize("key", ["video", "face_info", "audio_embeds"])
+@pytest.mark.parametrize("name", ["id_rsa", "key.npz", "key.mp4", "key.safetensors", "pipe.mp4", f"a.{'x' * 120}"])
+def test_a_file_that_is_none_of_a_clip_gets_into_no_shard(tmp_path, known_row, key, name, capsys):
+    secret = tmp_path / "elsewhere" / name
+    secret.parent.mkdir()
+    if name.startswith("pipe"):
+        os.mkfifo(secret)
+    else:
+        secret.write_bytes(b"PRIVATE KEY" * 100)
+    (tmp_path / "link.npz").symlink_to(secret)
+    for number, path in enumerate((str(secret), "link.npz")):
+        (tmp_path / "metadata.json").write_text(json.dumps([known_row | {key: path}, known_row]))
+        places = ["--meta_path", str(tmp_path / "metadata.json"), "--shards_dir", str(tmp_path / f"shards_{number}")]
+        with pytest.raises(SystemExit) as exit:
+            index_program.main(places)
+        assert exit.value.code == 1
+        output = capsys.readouterr()
+        assert "1 clips; left out: 1" in output.out and len(output.err.splitlines()) == 1
+    for shard in tmp_path.glob("shards_*/*.tar"):
+        assert b"PRIVATE KEY" not in shard.read_bytes()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from vexpress.data.indexed import IndexedClips
 from vexpress.prepare import records
 from vexpress.prepare.records import merge_records, read_record
 
@@ -78,6 +79,19 @@ def test_a_damaged_record_is_none_and_left_out(tmp_path, content, caplog):
     assert num_clips == 0
     assert str(path) in caplog.text
     assert json.loads((tmp_path / "metadata.json").read_text()) == []
+
+
+def test_columns_that_a_source_brought_break_no_data_set(tmp_path, caplog):
+    """As records may hold them that were written before such columns were left out."""
+    pytest.importorskip("pyarrow")
+    rows = {"good": ROW, "odd": ROW | {"shard": "x", "video_size": 3, "\ud800": 1, "half": "\ud800", "person": "anna"}}
+    for name, row in rows.items():
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        records.write_json(tmp_path / "clips" / name / "record.json", RECORD | {"source": name, "clips": [row]})
+    assert merge_records(tmp_path)[0] == 2
+    clips = IndexedClips(tmp_path / "metadata.parquet", 1)
+    assert not clips.is_sharded and clips.name(1) == str(tmp_path / "clips" / "odd" / "0.mp4")
+    assert '"half" is' in caplog.text
 
 
 def test_a_record_that_is_a_folder_or_missing_is_none(tmp_path):
