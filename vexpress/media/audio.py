@@ -141,7 +141,9 @@ def _downmix_weights(num_channels: int, layout: str | None) -> np.ndarray:
     return mixed.to_ndarray()[0]
 
 
-def load_audio(path: str | os.PathLike, field: str = "audio_path", track: int | None = None) -> Audio:
+def load_audio(
+    path: str | os.PathLike, field: str = "audio_path", track: int | None = None, max_seconds: float = float("inf")
+) -> Audio:
     """Reads the sound of an audio or video file.
 
     Encoder delay is removed as FFmpeg does it. Sound that starts after the file does, or pauses, is padded with
@@ -152,9 +154,11 @@ def load_audio(path: str | os.PathLike, field: str = "audio_path", track: int | 
         path: any file with sound that FFmpeg reads.
         field: the option that gave the path, for the error.
         track: number of the sound track, from 0; None for the default one, or else the first.
+        max_seconds: longer sound is refused, by what is decoded and not by what the file says of itself.
 
     Raises:
-        InputError: no such file or track, nothing in it that can be decoded as sound, or samples that are no sound.
+        InputError: no such file or track, too long, nothing in it that can be decoded as sound, or samples that are no
+            sound.
     """
     with open_stream(path, "audio", field, track) as (container, stream):
         file_start = file_start_seconds(container)
@@ -176,7 +180,7 @@ def load_audio(path: str | os.PathLike, field: str = "audio_path", track: int | 
             late = 0 if frame.time is None else frame.time - file_start - num_samples / rate
             if (MAX_DRIFT_SECONDS if blocks else MAX_START_ERROR_SECONDS) < late:
                 num_silent = round(late * rate)
-                _check_length(num_samples + num_silent, num_channels, rate, field, path)
+                _check_length(num_samples + num_silent, num_channels, rate, max_seconds, field, path)
                 blocks.append(np.zeros((num_silent, num_channels), np.float32))
                 num_samples += num_silent
             early = round(-late * rate) if not num_samples and late < -MAX_START_ERROR_SECONDS else 0
@@ -186,7 +190,7 @@ def load_audio(path: str | os.PathLike, field: str = "audio_path", track: int | 
                 blocks.append(block[early:])  # without what comes before the file's zero
                 early = max(0, early - len(block))
                 num_samples += len(blocks[-1])
-            _check_length(num_samples, num_channels, rate, field, path)
+            _check_length(num_samples, num_channels, rate, max_seconds, field, path)
         if num_decoded == 0:
             raise InputError(f"no sound can be decoded from this file; give a sound file in `{field}`", field, path)
         if "mp4" in container.format.name and stream.duration:
@@ -199,8 +203,12 @@ def load_audio(path: str | os.PathLike, field: str = "audio_path", track: int | 
     return audio
 
 
-def _check_length(num_samples: int, num_channels: int, rate: int, field: str, path: str | os.PathLike) -> None:
-    """Raises an InputError for sound that is too long to be held."""
+def _check_length(
+    num_samples: int, num_channels: int, rate: int, max_seconds: float, field: str, path: str | os.PathLike
+) -> None:
+    """Raises an InputError for sound that is longer than allowed, or too long to be held."""
+    if num_samples > max_seconds * rate:
+        raise InputError(f"lasts longer than {max_seconds:g} s, the limit", field, path)
     if num_samples * num_channels > MAX_VALUES:
         hours = MAX_VALUES / num_channels / rate / 3600
         problem = f"is longer than the {hours:.3g} hours that are held of {num_channels} channel(s) at {rate} Hz"

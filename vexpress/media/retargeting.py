@@ -52,7 +52,9 @@ def measure_pose(kps: Tensor, nose_ahead: float = NOSE_AHEAD) -> Tensor:
     size = torch.hypot(distance, aside / nose_ahead)  # with the turn t: distance = size cos t, aside = ahead sin t
     if size.min() < 1e-3:
         frame = f" of frame {int(size.flatten().argmin())}" if size.ndim else ""
-        raise InputError(f"keypoints: eyes and nose{frame} lie on one point, so that the face has no size; extract them again")
+        raise InputError(
+            f"keypoints: eyes and nose{frame} lie on one point, so that the face has no size; extract them again"
+        )
     turn = torch.atan2(aside / nose_ahead, distance)
     axis = middle - (EYES_AHEAD * size * turn.sin())[..., None] * along
     roll = torch.atan2(along[..., 1], along[..., 0])

@@ -84,7 +84,7 @@ def make_video(
         StoppedError: the watch ended it.
     """
     options = request.options
-    prepared = request.prepared(folder, engine.detector, progress.watch.check)
+    prepared = request.prepared(folder, engine.detector, progress.watch.check, settings.max_seconds)
     inputs = engine.prepare(prepared, options, progress.watch.check)
     progress.watch.check()
     progress.num_frames = inputs.num_frames

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from vexpress.errors import InputError
+from vexpress.media.audio import load_audio
 from vexpress.media.container import open_stream
 from vexpress.media.faces import FaceDetector, track_face
 from vexpress.media.images import load_image
@@ -30,6 +31,7 @@ MAX_GAP_FRAMES = 12  # longest gap without the face in a driving video that is i
 DRIVING_PX = 512  # longer side of the frames in which a driving face is looked for
 MAX_VIDEO_PX = 4096
 MAX_PORTRAIT_PIXELS = 50_000_000  # a phone's picture; reading one takes 0.6 GB
+PADDING_SECONDS = 1.0  # that AAC and Opus may have
 DRIVING_KPS = "driving_kps.npz"
 SPOKEN = "spoken.wav"
 
@@ -59,23 +61,29 @@ class VideoRequest:
         files = {name: Path(path) for name, path in kept["files"].items()}
         return cls(SamplingOptions(**kept["options"]), MotionOptions(**kept["motion"]), files)
 
-    def prepared(self, folder: Path, analyzer: FaceDetector, check: Callable[[], None]) -> Request:
+    def prepared(
+        self, folder: Path, analyzer: FaceDetector, check: Callable[[], None], max_seconds: float = float("inf")
+    ) -> Request:
         """The package's request; a driving video becomes keypoints, kept in the job's folder.
 
         Args:
             folder: of the job.
             analyzer: finds faces.
             check: called after each frame; may raise what ends the work.
+            max_seconds: longest speech, as it is decoded: packets may say less than they hold.
 
         Raises:
-            InputError: no face in the driving video.
+            InputError: no face in the driving video, or the speech is too long or cannot be read.
         """
         kps = self.files.get("kps")
         if kps is None and "driving_video" in self.files:
             kps = folder / DRIVING_KPS
             if not kps.is_file():
                 save_kps(kps, follow_face(self.files["driving_video"], analyzer, check))
-        return Request(load_portrait(self.files["portrait"]), self.files["audio"], kps, self.motion)
+        audio = load_audio(
+            self.files["audio"], track=self.motion.audio_track, max_seconds=max_seconds + PADDING_SECONDS
+        )
+        return Request(load_portrait(self.files["portrait"]), audio, kps, self.motion)
 
     def prepared_without_motion(self) -> Request:
         """The package's request, with a still head where the motion is not known yet."""
@@ -160,12 +168,12 @@ def check_length(path: Path, kind: str, field: str, max_seconds: float) -> float
                     time = float(packet.pts * packet.time_base)
                     first = time if first is None else first
                     last = max(last, time - first)
-                if max(seconds, last) > max_seconds + 1:  # AAC and Opus have up to a second of padding
+                if max(seconds, last) > max_seconds + PADDING_SECONDS:
                     break
         except av.error.FFmpegError:
             pass  # the reader says what can be read of a damaged file
     seconds = max(seconds, last)
-    if seconds > max_seconds + 1:
+    if seconds > max_seconds + PADDING_SECONDS:
         raise InputError(f"lasts longer than {max_seconds:g} s, the limit of this service", field)
     return seconds
 

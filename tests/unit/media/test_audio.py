@@ -448,6 +448,13 @@ def test_rates_that_no_sound_has_are_refused(tmp_path, rate):
         load_audio(path)
 
 
+def test_the_longest_sound_is_that_of_what_is_decoded(tmp_path):
+    path = write_wav(tmp_path / "a.wav", np.zeros((16001, 1), np.float32), 16000)
+    assert load_audio(path, max_seconds=1.001).samples.shape == (1, 16001)
+    with pytest.raises(InputError, match="lasts longer than 1 s, the limit"):
+        load_audio(path, max_seconds=1)
+
+
 def test_more_channels_than_are_mixed_are_refused(tmp_path):
     path = write_wav(tmp_path / "a.wav", np.zeros((100, 65), np.float32), 16000)
     with pytest.raises(InputError, match="has 65 channels, allowed are up to 64"):
