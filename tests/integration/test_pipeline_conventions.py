@@ -1,6 +1,7 @@
 """The pipeline is one of diffusers': each convention that its users rely on."""
 
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -181,6 +182,14 @@ def test_a_part_given_need_not_be_in_the_folder(tmp_path):
     with pytest.raises(InputError, match="vae_path"):
         VExpressPipeline.from_pretrained(folder)
     VExpressPipeline.from_pretrained(folder, vae=tiny.vae())
+
+
+def test_a_saved_pipeline_cannot_choose_code(tmp_path):
+    tiny.pipeline().save_pretrained(tmp_path)
+    path = tmp_path / "audio_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "owner/kernel"}))
+    with pytest.raises(InputError, match="attn_implementation is 'owner/kernel', which may run other code"):
+        VExpressPipeline.from_pretrained(tmp_path)
 
 
 def test_save_pretrained_keeps_the_result(inputs, tmp_path):

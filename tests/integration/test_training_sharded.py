@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from tests.integration.test_training import LIKE_SGD
 from tests.runs import ROOT, error, exported, largest_difference, run
 from vexpress.errors import InputError
+from vexpress.training.checkpoints import Progress, write_progress
 from vexpress.training.sharded import no_pickles
 
 
@@ -74,3 +76,12 @@ def test_values_of_a_checkpoint_execute_nothing(tmp_path):
     with no_pickles(tmp_path), pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "value.pt", weights_only=False)
     assert torch.load(tmp_path / "value.pt", weights_only=False) == Path("x")
+
+
+def test_a_packed_checkpoint_is_not_unpacked(config_path, capsys):
+    run(config_path, "solver.max_train_steps=1", "checkpointing_steps=1")
+    [checkpoint] = (config_path.parent / "run" / "checkpoints").iterdir()
+    with zipfile.ZipFile(checkpoint / "schedule.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.pkl", bytes(2**27))
+    write_progress(checkpoint, Progress(1, 2, "stage_3"))  # with digests that fit
+    assert "unpacks to 128 MiB" in error(config_path, capsys)

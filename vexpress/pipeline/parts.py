@@ -26,7 +26,7 @@ from vexpress.media.smoothing import stream_denoise, stream_median_filter
 from vexpress.model_folder import ModelPaths
 from vexpress.models import AttributeProjection, AudioProjection, DenoisingUNet, ReferenceNet, VKpsGuider
 from vexpress.pipeline import inputs
-from vexpress.weights import load_audio_encoder, load_networks, load_vae
+from vexpress.weights import load_audio_config, load_audio_encoder, load_networks, load_vae
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,8 @@ class PipelineParts(DiffusionPipeline):
         if (Path(folder) / "model_index.json").is_file():
             import vexpress.models.whisper_encoder  # noqa: F401 - of what is not imported, diffusers loads no class
 
+            if "audio_encoder" not in kwargs and (Path(folder) / "audio_encoder").is_dir():
+                load_audio_config(Path(folder) / "audio_encoder")  # which refuses what would run other code
             return super().from_pretrained(folder, **{**kwargs, "local_files_only": True})._with_fast_autoencoders()
         old_name = kwargs.pop("torch_dtype", torch.float32)
         dtype = kwargs.pop("dtype", old_name)

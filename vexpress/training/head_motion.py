@@ -21,6 +21,7 @@ from vexpress.files import replacing
 from vexpress.models.head_motion import NUM_NUMBERS, HeadMotion, motion_from_speech
 from vexpress.training.head_motion_data import MotionClip, all_pieces, load_clips, random_batch
 from vexpress.training.run_log import RunLog
+from vexpress.weights.bounds import check_archive
 from vexpress.weights.head_motion import save_head_motion
 
 logger = logging.getLogger(__name__)
@@ -220,6 +221,7 @@ class HeadMotionTrainer:
         if not path.exists():
             return
         try:
+            check_archive(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.network.load_state_dict(state["network"])
             self.averaged.load_state_dict(state["averaged"])

@@ -34,6 +34,7 @@ from vexpress.training.sharded import no_pickles
 from vexpress.training.stages import STAGES, TrainingNetworks
 from vexpress.training.teacher import student_values
 from vexpress.weights import Adapter, save_adapter, save_networks
+from vexpress.weights.bounds import check_archive
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +148,9 @@ class RunState:
 
     def _load(self, path: Path) -> None:
         try:
+            for file in path.rglob("*"):
+                if file.is_file():  # accelerate's own, too, are archives of torch
+                    check_archive(file)
             with no_pickles(path):
                 self.accelerator.load_state(str(path))
                 schedule = torch.load(path / SCHEDULE_FILE, map_location="cpu", weights_only=True)
