@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from scripts.demo.clip_figures import colour_error, follow
 from scripts.demo.drawn_people import mouth_from_speech, random_motion
@@ -36,6 +37,8 @@ FPS, SEED = 30, 11
 PARTS = {"train": 30, "test": 3}
 """Data sets of a person -> seconds; each speaks as that split does: other sentences, voices and mostly languages."""
 NUM_FRAMES = 48  # that are generated; the portrait is a later one
+ADAPTER = "adapter/run/export/adapter.safetensors"
+SHEET_PEOPLE, SHEET_COLOURS = 8, 256
 PREPARING = ("--min_resolution=32", "--min_face_px=16", "--max_bad_fraction=0.3", "--max_gap=30")
 
 
@@ -110,7 +113,7 @@ def measure_person(
     before = figures_of(pipeline, clips, options)
     others_before = figures_of(pipeline, others, options)
     frames = regenerate(pipeline, clips[0], options)
-    pipeline.load_lora_weights(folder / "adapter" / "run" / "export" / "adapter.safetensors")
+    pipeline.load_lora_weights(folder / ADAPTER)
     pipeline.fuse_lora()
     after, others_after = (figures_of(pipeline, some, options) for some in (clips, others))
     pipeline.unload_lora_weights()
@@ -126,6 +129,22 @@ def measure_person(
     }
 
 
+def render_sheet(work_dir: Path, model_dir: Path, people: list[int]) -> np.ndarray:
+    """A frame of each of these people, who have been measured: true, before and after, one below the other."""
+    options = SamplingOptions(**load_model_defaults(model_dir))
+    columns = []
+    for index in people:
+        folder = work_dir / f"person_{index:02d}"
+        [clip] = load_heldout_clips(folder / "test", NUM_FRAMES)
+        pipeline = VExpressPipeline.from_pretrained(model_dir)
+        pipeline.set_progress_bar_config(disable=True)
+        shown = [clip.frames, regenerate(pipeline, clip, options)]
+        pipeline.load_lora_weights(folder / ADAPTER)
+        shown.append(regenerate(pipeline, clip, options))
+        columns.append(np.concatenate([frames[NUM_FRAMES // 2] for frames in shown]))
+    return np.concatenate(columns, axis=1)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Prints and writes the figures of each person."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
@@ -138,6 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prior_share", type=float, help="of the samples; unset: as `vexpress person` has it")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change of the configuration")
     parser.add_argument("--output_path", type=Path, required=True, help="JSON to write")
+    parser.add_argument("--sheet_path", type=Path, help="PNG to write: the first people, true, before and after")
     args = parser.parse_args(arguments)
     check_range("num_people", args.num_people, 1, 1000)
     others = load_heldout_clips(args.model_dir / "heldout", NUM_FRAMES)[: args.num_others]
@@ -154,6 +174,10 @@ def main(arguments: list[str] | None = None) -> None:
         with replacing(args.output_path) as temporary:
             temporary.write_text(json.dumps(done, indent=1) + "\n")
         print(json.dumps(row))
+    if args.sheet_path:
+        sheet = render_sheet(args.work_dir, args.model_dir, [row["person"] for row in done][:SHEET_PEOPLE])
+        with replacing(args.sheet_path) as temporary:
+            Image.fromarray(sheet).quantize(SHEET_COLOURS).save(temporary, format="PNG", optimize=True)
     for key in ("before", "after", "autoencoder", "others_before", "others_after"):
         for word, average in (("mean", np.mean), ("median", np.median)):  # the meter misreads a few people
             figures = {name: average([row[key][name] for row in done]) for name in done[0][key]}
