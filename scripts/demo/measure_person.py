@@ -132,15 +132,16 @@ def measure_person(
 def render_sheet(work_dir: Path, model_dir: Path, people: list[int]) -> np.ndarray:
     """A frame of each of these people, who have been measured: true, before and after, one below the other."""
     options = SamplingOptions(**load_model_defaults(model_dir))
+    pipeline = VExpressPipeline.from_pretrained(model_dir)
+    pipeline.set_progress_bar_config(disable=True)
     columns = []
     for index in people:
         folder = work_dir / f"person_{index:02d}"
         [clip] = load_heldout_clips(folder / "test", NUM_FRAMES)
-        pipeline = VExpressPipeline.from_pretrained(model_dir)
-        pipeline.set_progress_bar_config(disable=True)
         shown = [clip.frames, regenerate(pipeline, clip, options)]
         pipeline.load_lora_weights(folder / ADAPTER)
         shown.append(regenerate(pipeline, clip, options))
+        pipeline.unload_lora_weights()
         columns.append(np.concatenate([frames[NUM_FRAMES // 2] for frames in shown]))
     return np.concatenate(columns, axis=1)
 

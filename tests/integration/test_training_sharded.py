@@ -16,7 +16,7 @@ from tests.integration.test_training import LIKE_SGD
 from tests.runs import ROOT, error, exported, largest_difference, run
 from vexpress.errors import InputError
 from vexpress.training.checkpoints import Progress, write_progress
-from vexpress.training.sharded import no_pickles
+from vexpress.training.sharded import harmless
 
 
 def train_sharded(config_path: Path, num_processes: int, *overrides: str) -> subprocess.CompletedProcess:
@@ -48,7 +48,7 @@ def test_metadata_of_a_checkpoint_execute_nothing(tmp_path, name):
     (tmp_path / "optimizer_0").mkdir()
     (tmp_path / "optimizer_0" / name).write_bytes(pickle.dumps(Hostile()))
     message = rf"optimizer_0/{name} is no metadata: it names posix.mkdir"
-    with pytest.raises(InputError, match=message), no_pickles(tmp_path):
+    with pytest.raises(InputError, match=message), harmless(tmp_path):
         pass
     assert not (tmp_path / "executed").exists()
 
@@ -57,7 +57,7 @@ def test_links_in_a_checkpoint_are_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "optimizer_0").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="optimizer_0 is a link or device"), no_pickles(tmp_path / "checkpoint"):
+    with pytest.raises(InputError, match="optimizer_0 is a link or device"), harmless(tmp_path / "checkpoint"):
         pass
 
 
@@ -73,7 +73,7 @@ def test_a_damaged_sharded_checkpoint_is_one_line(config_path, capsys, monkeypat
 
 def test_values_of_a_checkpoint_execute_nothing(tmp_path):
     torch.save(Path("x"), tmp_path / "value.pt")
-    with no_pickles(tmp_path), pytest.raises(pickle.UnpicklingError):
+    with harmless(tmp_path), pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "value.pt", weights_only=False)
     assert torch.load(tmp_path / "value.pt", weights_only=False) == Path("x")
 

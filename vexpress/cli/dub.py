@@ -15,15 +15,7 @@ from vexpress.dubbing.settings import DubSettings
 from vexpress.errors import InputError
 from vexpress.files import check_output_path, replacing
 from vexpress.model_folder import LAYOUT, ModelPaths, choose_model_dir
-from vexpress.options import (
-    PRESET_HELP,
-    PRESETS,
-    MotionOptions,
-    SamplingOptions,
-    load_model_defaults,
-    option_fields,
-    unlearned,
-)
+from vexpress.options import PRESET_HELP, PRESETS, MotionOptions, SamplingOptions, load_model_defaults, option_fields
 from vexpress.provenance import video_metadata
 
 logger = logging.getLogger("vexpress")
@@ -142,8 +134,6 @@ def dub_video(args: Namespace) -> None:
     )
 
     # 3. video
-    if warning := unlearned(options, load_model_defaults(args.model_dir)):
-        logger.warning(warning)
     pipeline = load_pipeline(args, paths, device, resolve_dtype(options.dtype, device), {})
     dubber = Dubber(plan, pipeline, options, None if args.save_gpu_memory else device)
     numbers, shown = frame_numbers(plan.num_frames, SHEET_FRAMES), []
@@ -168,12 +158,10 @@ def write_sheet(path: Path, video: str, shown: list, numbers: list[int], plan) -
     """Writes a picture of frames before and after, and the waveform of the speech."""
     from PIL import Image
 
-    from vexpress.media.sheets import remember, render_pairs
-    from vexpress.media.video import read_frames
+    from vexpress.media.sheets import render_pairs
+    from vexpress.media.video import pick_frames
 
-    before: list = []
-    for _ in zip(range(max(numbers) + 1), remember((frame for _, frame in read_frames(video)), numbers, before)):
-        pass
+    before = [frame for _, frame in pick_frames(video, numbers)]
     sheet = render_pairs(before, shown, numbers, plan.num_frames, plan.audio.resampled_mono(16000).numpy())
     with replacing(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")

@@ -131,16 +131,14 @@ def main(arguments: list[str] | None = None) -> None:
     from vexpress.media.faces import track_face
     from vexpress.media.keypoints import KpsSequence, save_kps
     from vexpress.media.mtcnn import load_face_detector
-    from vexpress.media.video import MAX_FPS, MIN_FPS, probe_video
+    from vexpress.media.video import check_rate, probe_video
 
     is_given = args.insightface_model_path != DEFAULT_FACE_MODELS
     face_models = settings.face_models or ("insightface" if is_given else None)
     device = resolve_device(args.device, args.gpu_id)
     analyzer = load_face_detector(face_models, args.insightface_model_path, device)
     info = probe_video(args.video_path)
-    if not MIN_FPS <= info.fps <= MAX_FPS:
-        problem = f"has {float(info.fps):g} frames per second, allowed are {MIN_FPS} to {MAX_FPS}; convert the video"
-        raise InputError(problem, "video_path", args.video_path)
+    check_rate(info, args.video_path)
     if audio_path and not info.has_audio:
         raise InputError("has no audio; leave out `audio_save_path`", "video_path", args.video_path)
     audio = None if audio_path is None else load_audio(args.video_path, "video_path", settings.audio_track)

@@ -226,7 +226,7 @@ def write_contact_sheet(
 def load_pipeline(
     args: Namespace, paths: ModelPaths, device: "torch.device", dtype: "torch.dtype", loaded: dict[str, Any]
 ) -> "TerminalPipeline":
-    """The networks, where the flags want them; `loaded` are parts that are there already.
+    """The networks, where the flags want them; `loaded` are parts that are there already. Warns of unlearned steps.
 
     Raises:
         InputError: a file is missing or does not fit, or the audio encoder hears at another rate.
@@ -234,6 +234,8 @@ def load_pipeline(
     from vexpress.cli.frames_bar import TerminalPipeline
 
     options, where = args.sampling, "cpu" if args.save_gpu_memory else device
+    if warning := unlearned(options, load_model_defaults(args.model_dir)):
+        logger.warning(warning)
     pipeline = TerminalPipeline.from_released(
         paths, dtype, where, options.test_stage, options.scheduler, args.vae_decoder_path, **loaded
     )
@@ -285,8 +287,6 @@ def make_video(args: Namespace, rank: int) -> None:
     )
 
     # 2. networks
-    if warning := unlearned(options, load_model_defaults(args.model_dir)):
-        logger.warning(warning)
     pipeline = load_pipeline(args, paths, device, dtype, loaded)
     pipeline.set_progress_bar_config(disable=rank != 0)
     if rank == 0:

@@ -16,7 +16,7 @@ from vexpress.dubbing.shots import MIN_TRACK_FRAMES, Timeline, Track, constant_f
 from vexpress.errors import InputError
 from vexpress.media.audio import Audio
 from vexpress.media.compositing import SPEECH, Box, Compositor, region_mask
-from vexpress.media.video import read_frames
+from vexpress.media.video import pick_frames, read_frames
 from vexpress.options import SamplingOptions
 from vexpress.pipeline import VExpressPipeline
 from vexpress.prepare.pieces import crop_frame
@@ -196,10 +196,10 @@ class Dubber:
     def _cut_portraits(self) -> dict[int, Image.Image]:
         """The faces that tracks are made from, by the numbers that frames had when these were found."""
         boxes, portraits = {track.reference: track.reference_box for track in self._plan.tracks}, {}
-        for number, (_, frame) in zip(range(max(boxes) + 1), read_frames(self._plan.video)):
-            if box := boxes.get(number):
-                portrait = crop_frame(frame, int(box.left), int(box.top), box.width, box.width)
-                portraits[number] = Image.fromarray(portrait).resize(self._size, Image.Resampling.LANCZOS)
+        for number, frame in pick_frames(self._plan.video, boxes):
+            box = boxes[number]
+            portrait = crop_frame(frame, int(box.left), int(box.top), box.width, box.width)
+            portraits[number] = Image.fromarray(portrait).resize(self._size, Image.Resampling.LANCZOS)
         return portraits
 
     def _generate(self, track: Track) -> Iterator[np.ndarray]:

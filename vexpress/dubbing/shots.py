@@ -12,11 +12,10 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from vexpress.errors import InputError
 from vexpress.media.compositing import Box
 from vexpress.media.faces import Face, FaceDetector, head_and_shoulders_box
 from vexpress.media.retargeting import measure_pose, smooth_kps
-from vexpress.media.video import MAX_FPS, MIN_FPS, VideoInfo, probe_video, read_frames
+from vexpress.media.video import VideoInfo, check_rate, probe_video, read_frames
 from vexpress.options import SamplingOptions
 from vexpress.prepare.pieces import Piece, compute_crop, split_into_pieces
 from vexpress.prepare.shots import ShotFinder
@@ -127,9 +126,7 @@ def find_tracks(
         InputError: the video cannot be read, or PySceneDetect is not installed.
     """
     info = probe_video(path)
-    if not MIN_FPS <= info.fps <= MAX_FPS:
-        problem = f"has {float(info.fps):g} frames per second, allowed are {MIN_FPS} to {MAX_FPS}; convert the video"
-        raise InputError(problem, "video_path", path)
+    check_rate(info, path)
     seen = _look_through(path, info.fps, detector, choose, max_seconds)
     timeline = _timeline(info, seen.times)
     tracks = []

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import av
@@ -68,6 +68,13 @@ def probe_video(path: str | os.PathLike, field: str = "video_path") -> VideoInfo
         return VideoInfo(*shown_size(frame, stream), fps, float(duration), has_audio)
 
 
+def check_rate(info: VideoInfo, path: str | os.PathLike, field: str = "video_path") -> None:
+    """Raises an InputError if a video's own rate is none that is worked at, see `frame_rate`."""
+    if not MIN_FPS <= info.fps <= MAX_FPS:
+        problem = f"has {float(info.fps):g} frames per second, allowed are {MIN_FPS} to {MAX_FPS}; convert the video"
+        raise InputError(problem, field, path)
+
+
 def read_frames(path: str | os.PathLike, field: str = "video_path") -> Iterator[tuple[float, np.ndarray]]:
     """Decodes a video lazily in the order in which it is shown, as a player shows it: upright, with square pixels.
 
@@ -104,6 +111,16 @@ def read_frames(path: str | os.PathLike, field: str = "video_path") -> Iterator[
             yield last, pixels
         if index < 0:
             raise InputError(f"no frame of the video can be decoded; give a whole video in `{field}`", field, path)
+
+
+def pick_frames(path: str | os.PathLike, numbers: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields some frames with their numbers, as `read_frames` counts them: also where damaged ones are left out.
+
+    `vexpress.media.random_access` need not decode the others, and counts by packets.
+    """
+    for number, (_, frame) in zip(range(max(numbers) + 1), read_frames(path)):
+        if number in numbers:
+            yield number, frame
 
 
 def _shown_frames(

@@ -1,7 +1,7 @@
 """The parts of the pipeline: how they are loaded, where they work, and what each does on its own."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -212,9 +212,9 @@ class PipelineParts(DiffusionPipeline):
         return self.project_audio(audio_windows(self.encode_speech(waveform), num_frames, num_pad_audio_frames))
 
     @torch.no_grad()
-    def encode_speech(self, waveform: Tensor) -> Tensor:
-        """Speech (n,) -> hidden states (m d) of the audio encoder."""
-        return encode_audio(self.audio_encoder, self.audio_processor, waveform, self._execution_device)
+    def encode_speech(self, waveform: Tensor, check: Callable[[], None] = lambda: None) -> Tensor:
+        """Speech (n,) -> hidden states (m d) of the audio encoder; see `encode_audio` for `check`."""
+        return encode_audio(self.audio_encoder, self.audio_processor, waveform, self._execution_device, check)
 
     @torch.no_grad()
     def project_audio(self, windows: Tensor) -> Tensor:

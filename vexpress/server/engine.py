@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from vexpress.audio_features import encode_audio
 from vexpress.data.attribute_curves import AskedAttributes
 from vexpress.devices import resolve_device, resolve_dtype
 from vexpress.diffusion.schedule import build_scheduler
@@ -62,12 +60,9 @@ class WatchedPipeline(VExpressPipeline):
         """The watch in place of a bar on the terminal."""
         return self._watch.begin(total)
 
-    @torch.no_grad()
     def encode_speech(self, waveform: Tensor) -> Tensor:
         """As the pipeline's own, and ends where the watch does."""
-        return encode_audio(
-            self.audio_encoder, self.audio_processor, waveform, self._execution_device, self._watch.check
-        )
+        return super().encode_speech(waveform, self._watch.check)
 
 
 @dataclass

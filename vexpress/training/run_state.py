@@ -30,11 +30,10 @@ from vexpress.training.checkpoints import (
 )
 from vexpress.training.config import TrainConfig
 from vexpress.training.config_file import differing_keys, load_config
-from vexpress.training.sharded import no_pickles
+from vexpress.training.sharded import harmless
 from vexpress.training.stages import STAGES, TrainingNetworks
 from vexpress.training.teacher import student_values
 from vexpress.weights import Adapter, save_adapter, save_networks
-from vexpress.weights.bounds import check_archive
 
 logger = logging.getLogger(__name__)
 
@@ -148,10 +147,7 @@ class RunState:
 
     def _load(self, path: Path) -> None:
         try:
-            for file in path.rglob("*"):
-                if file.is_file():  # accelerate's own, too, are archives of torch
-                    check_archive(file)
-            with no_pickles(path):
+            with harmless(path):
                 self.accelerator.load_state(str(path))
                 schedule = torch.load(path / SCHEDULE_FILE, map_location="cpu", weights_only=True)
             self.lr_scheduler.load_state_dict(schedule["lr_scheduler"])

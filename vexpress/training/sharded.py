@@ -11,6 +11,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 
 from vexpress.errors import InputError, first_line
+from vexpress.weights.bounds import check_archive
 
 METADATA_SUFFIX = ".metadata"  # of a name that may begin with a process's number
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -41,18 +42,22 @@ def shard_over_cpus(accelerator: Accelerator, plugin: FullyShardedDataParallelPl
 
 
 @contextlib.contextmanager
-def no_pickles(checkpoint: Path) -> Iterator[None]:
-    """Keeps torch from executing what a checkpoint's files may name, while it is read.
+def harmless(checkpoint: Path) -> Iterator[None]:
+    """Keeps torch from executing what a checkpoint's files may name, and from unpacking bombs, while it is read.
 
     torch.distributed.checkpoint unpickles its metadata, which are looked through here before, and asks `torch.load` for
     everything in small values, which the environment forbids.
 
     Raises:
-        InputError: metadata name what no checkpoint needs, or there is a link, behind which anything may be.
+        InputError: metadata name what no checkpoint needs, an archive is packed, or there is a link, behind which
+            anything may be.
+        zipfile.BadZipFile: an archive is damaged.
     """
     for path in checkpoint.rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise InputError(f"checkpoint {checkpoint}: {path.relative_to(checkpoint)} is a link or device; copy it")
+        if path.is_file():
+            check_archive(path)
         if not path.name.endswith(METADATA_SUFFIX):
             continue
         try:
