@@ -1,6 +1,8 @@
 """`vexpress benchmark` at tiny sizes: its tables are complete, and what shall be fast is the same."""
 
+import os
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -56,6 +58,40 @@ def test_unet(capsys, size):
         assert float(ratio) > 0
         assert float(difference) < 1e-4
     assert rows["plain"][2] == "1.000"
+
+
+SMALL_STEP = ["--size", "tiny", "--height", "64", "--width", "72", "--num_frames", "2", "--repeats", "1"]
+
+
+def test_training(capsys):
+    benchmark.main(["training", *SMALL_STEP, "--device", "cpu"])
+    rows = table(capsys)
+    figures = ["median ms", "fastest ms", "median to plain's", "loss", "gradient's norm", "peak GPU memory"]
+    assert rows.pop("step of stage 3") == figures
+    assert list(rows) == ["plain", "gradient checkpointing"]
+    for value, plain in zip(rows["gradient checkpointing"][3:5], rows["plain"][3:5]):
+        assert float(value) == pytest.approx(float(plain), rel=1e-4)
+        assert float(plain) > 0
+
+
+@pytest.mark.skipif("RELEASED_DIR" not in os.environ, reason="RELEASED_DIR: a checkout of tencent-ailab/V-Express")
+def test_the_released_step_is_the_same(capsys):
+    benchmark.main(["training", *SMALL_STEP, "--device", "cpu", "--released", os.environ["RELEASED_DIR"]])
+    rows = table(capsys)
+    for value, plain in zip(rows["the release's networks"][3:5], rows["plain"][3:5]):
+        assert float(value) == pytest.approx(float(plain), rel=1e-4)
+
+
+def test_a_checkout_without_the_released_networks_is_said(capsys, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "modules", raising=False)  # of the test above
+    arguments = ["training", *SMALL_STEP, "--device", "cpu", "--released", str(tmp_path)]
+    assert run_program(lambda: benchmark.main(arguments)) == 2
+    assert "must be a checkout of tencent-ailab/V-Express" in capsys.readouterr().err
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "__init__.py").write_text("")
+    assert run_program(lambda: benchmark.main(arguments)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("error: --released") and "cannot use its networks" in line
 
 
 def test_autoencoder(capsys):

@@ -20,6 +20,7 @@ from vexpress.cli import train
 from vexpress.cli.program import run_program
 from vexpress.errors import InputError
 from vexpress.model_folder import ModelPaths
+from vexpress.models import DenoisingUNet
 from vexpress.training.config_file import load_config
 from vexpress.training.randomness import random_parts
 from vexpress.weights import load_audio_encoder, load_networks
@@ -113,6 +114,21 @@ def test_gradient_checkpointing_changes_nothing(config_path, tmp_path):
     run(config_path, f"output_dir={tmp_path / 'plain'}", *LIKE_SGD)
     run(config_path, f"output_dir={tmp_path / 'checkpointed'}", "solver.gradient_checkpointing=true", *LIKE_SGD)
     assert largest_difference(exported(tmp_path / "plain"), exported(tmp_path / "checkpointed")) < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])  # or tracing only
+def test_compiling_changes_nothing(config_path, tmp_path, monkeypatch, backend):
+    compiled = []
+
+    def compile_with(network: torch.nn.Module) -> None:
+        compiled.append(type(network).__name__)
+        torch.nn.Module.compile(network, backend=backend)
+
+    monkeypatch.setattr(DenoisingUNet, "compile", compile_with)
+    run(config_path, f"output_dir={tmp_path / 'plain'}", *LIKE_SGD)
+    run(config_path, f"output_dir={tmp_path / 'compiled'}", "solver.compile=true", *LIKE_SGD)
+    assert compiled == ["DenoisingUNet"]
+    assert largest_difference(exported(tmp_path / "plain"), exported(tmp_path / "compiled")) < 1e-5
 
 
 def test_bf16_keeps_trained_weights_in_fp32(config_path):

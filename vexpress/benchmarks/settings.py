@@ -41,6 +41,18 @@ class UNetSettings(NetworkSettings):
 
 
 @dataclass(frozen=True)
+class TrainingSettings(NetworkSettings):
+    """Times a training step of stage 3, in several ways and beside the release's."""
+
+    height: int = _pixels(512, "height")
+    width: int = _pixels(512, "width")
+    num_frames: int = option(8, "frames of the clip", low=1, high=32)
+    repeats: int = option(5, "timed turns, of which the median is shown", low=1, high=1000)
+    compile: bool = option(False, "also time torch.compile, which traces for minutes")
+    released: str | None = option(None, "checkout of the released code, whose networks are timed, too", type=str)
+
+
+@dataclass(frozen=True)
 class AutoencoderSettings(NetworkSettings):
     """Times encoding and decoding a picture in both layouts of memory."""
 
@@ -138,6 +150,7 @@ class LiveSettings(_Settings):
 
 BENCHMARKS = {
     "unet": UNetSettings,
+    "training": TrainingSettings,
     "autoencoder": AutoencoderSettings,
     "loading": LoadingSettings,
     "full_run": FullRunSettings,

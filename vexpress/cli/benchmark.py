@@ -1,6 +1,7 @@
 """Measures speed and memory on random weights or the demo pack: no downloads. Each benchmark prints a table.
 
 vexpress benchmark unet        # a denoising step, with each of our savings
+vexpress benchmark training    # a training step, and beside it the release's
 vexpress benchmark autoencoder # encoding and decoding, in both layouts of memory
 vexpress benchmark loading     # peak memory of loading the networks; writes up to 12 GB to disk
 vexpress benchmark full_run    # the way from waveform to frames, part by part

@@ -79,11 +79,15 @@ def run_program(main: Callable[[], None]) -> int:
 
 @contextlib.contextmanager
 def resting_collector() -> Iterator[None]:
-    """Has the garbage collector rest while modules are imported, which makes much and drops nothing: a fifth faster."""
+    """Has the garbage collector rest while modules are imported, which makes much and drops nothing: a fifth faster.
+
+    What they made stays; looked through after each of its turns, it would take the collector 0.4 s each time.
+    """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
 
 

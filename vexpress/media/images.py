@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
 """Formats that are opened. Pillow knows more, such as EPS, for which it starts another program."""
+COMMON_MAGIC = (b"\x89PNG", b"\xff\xd8\xff")  # of PNG and JPEG
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 MAX_FILE_BYTES = 2**30
 MAX_16_BIT = 65535
@@ -115,7 +116,10 @@ def _decode(data: bytes, path: str | os.PathLike, max_pixels: int | None) -> Ima
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-    Image.init()
+    if data.startswith(COMMON_MAGIC):
+        Image.preinit()
+    else:
+        Image.init()  # all readers, whose modules take a while to load
     formats = [name for name in FORMATS if name in Image.OPEN]
     with Image.open(io.BytesIO(data), formats=formats) as image:
         if max_pixels is not None and image.width * image.height > max_pixels:

@@ -49,6 +49,7 @@ class SolverConfig:
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass: less memory, a third more time"
     )
+    compile: bool = option(False, "torch.compile the denoising UNet, which takes minutes and makes steps faster")
     mixed_precision: str = option(
         "no",
         "number type of the forward pass; trained weights stay fp32, frozen networks are held in it",

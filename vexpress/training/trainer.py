@@ -85,6 +85,8 @@ class Trainer:
         if config.solver.gradient_checkpointing:
             self.networks.denoising_unet.enable_gradient_checkpointing()
             self.networks.reference_net.enable_gradient_checkpointing()
+        if config.solver.compile:  # not the ReferenceNet, of which torch 2.13's compiler for CPUs makes wrong gradients
+            self.networks.denoising_unet.compile()
         self.dtype = {"no": torch.float32, **DTYPES}[config.solver.mixed_precision]
         if self.dtype != torch.float32 and not config.solver.fsdp:  # FSDP shards weights of one dtype
             half_frozen(self.networks, self.dtype)
