@@ -19,7 +19,7 @@ from vexpress.server.problems import Problem
 from vexpress.server.requests import VideoRequest, check_files, collect, copy_examples
 from vexpress.server.settings import ServeSettings
 from vexpress.server.store import Job, JobStore, QueueFullError, new_job_id
-from vexpress.server.uploads import read_json
+from vexpress.server.uploads import BYTES_PER_MB, read_json
 from vexpress.server.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Service:
         self.checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self.streams = threading.BoundedSemaphore(max(1, settings.max_streams))
         self.num_streams = 0
+        self.num_coming = 0  # requests whose files are coming in
         self.failure: str | None = None
         self._loader = threading.Thread(target=self._load, name="load", daemon=True)
 
@@ -89,10 +90,14 @@ class Service:
                 logger.warning("the speed of live streams cannot be measured: %s", error)
 
     def check_room(self) -> None:
-        """Raises a Problem if the queue is full (429), or the room for files (507)."""
+        """Raises a Problem if the queue is full (429), or the room for files (507).
+
+        Each other request that is coming in counts as the largest that is allowed.
+        """
         if self.store.count(states.QUEUED) >= self.settings.max_queue:
             raise self._full()
-        if self._kept_bytes() >= self.settings.max_data_gb * 1e9:
+        others = (self.num_coming - 1) * self.settings.max_upload_mb * BYTES_PER_MB
+        if self._kept_bytes() + others >= self.settings.max_data_gb * 1e9:
             self.metrics.refused.labels("507").inc()
             raise Problem(507, f"{self.settings.max_data_gb:g} GB of files are kept already; try again later")
 

@@ -54,17 +54,21 @@ async def _find(service: Service, job_id: str) -> Job:
 
 
 async def _create(service: Service, request: Request) -> Job:
-    await run_in_threadpool(service.check_room)  # before anything is read
-    job_id, folder = await run_in_threadpool(service.new_folder)
+    service.num_coming += 1
     try:
-        form = await receive_request(request, folder, service.settings)
-        async with service.checks:
-            return await run_in_threadpool(service.submit, job_id, folder, form)
-    except BaseException as error:  # a client that goes away, too
-        service.discard(folder)
-        if isinstance(error, InputError):
-            raise Problem.of(error) from error
-        raise
+        await run_in_threadpool(service.check_room)  # before anything is read
+        job_id, folder = await run_in_threadpool(service.new_folder)
+        try:
+            form = await receive_request(request, folder, service.settings)
+            async with service.checks:
+                return await run_in_threadpool(service.submit, job_id, folder, form)
+        except BaseException as error:  # a client that goes away, too
+            service.discard(folder)
+            if isinstance(error, InputError):
+                raise Problem.of(error) from error
+            raise
+    finally:
+        service.num_coming -= 1
 
 
 @router.post("/videos", status_code=202, summary="Ask for a video")

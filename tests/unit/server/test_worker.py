@@ -183,7 +183,12 @@ def test_the_mode_of_a_folder_that_was_there_stays(tmp_path):
 def test_there_is_room_for_so_many_bytes(tmp_path):
     settings = ServeSettings(data_dir=str(tmp_path), max_data_gb=0.001)
     service = Service(Engine(EMBEDDED_MODEL_DIR, "cpu"), settings)
+    service.num_coming = 1
     service.check_room()
+    service.num_coming = 2  # the other may bring as much as all there is
+    with pytest.raises(Problem):
+        service.check_room()
+    service.num_coming = 1
     (service.new_folder()[1] / "portrait").write_bytes(bytes(1_000_000))
     with pytest.raises(Problem) as problem:
         service.check_room()
