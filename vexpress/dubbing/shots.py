@@ -26,7 +26,7 @@ MIN_CUT_CHANGE = 15.0  # of 255, PySceneDetect's own default
 MIN_TRACK_FRAMES = 5  # what is seen for less is no face, or nobody sees what its mouth does
 MIN_FACE_PX = 16
 DETECTOR_PX = 512  # to which detectors fit a frame
-SMALL_FACE_PX = 96  # of those; a smaller face is looked at once more, by itself
+SMALL_FACE_PX = 160  # of those; a smaller face is looked at once more, by itself
 EVEN_SECONDS = 2e-3  # containers round timestamps to a millisecond
 MAX_ROOM = 1.3  # a square this much larger than the face asks for is better one that follows it
 FOLLOW_SECONDS = 0.5  # standard deviation of the average that makes its path smooth
@@ -172,10 +172,10 @@ def _look_through(
 def _detect(frame: np.ndarray, detector: FaceDetector) -> list[Face]:
     """Finds faces; small ones are looked at again in a picture of their own, which makes their points exact."""
     height, width = frame.shape[:2]
-    limit = SMALL_FACE_PX * max(1.0, max(height, width) / DETECTOR_PX)
+    limit = SMALL_FACE_PX * max(height, width) / DETECTOR_PX
     faces = []
     for face in detector.detect(frame):
-        if face.size.max() < limit and max(height, width) > DETECTOR_PX:
+        if face.size.max() < limit:
             x1, y1, x2, y2 = head_and_shoulders_box(face.bbox, width, height)
             near = detector.detect(np.ascontiguousarray(frame[y1:y2, x1:x2]))
             if near:

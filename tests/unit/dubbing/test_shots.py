@@ -8,7 +8,7 @@ import pytest
 from scripts.demo.drawn_people import random_motion, random_person
 from scripts.demo.drawn_scene import Shot, film, random_wall
 from tests.clips import encode_video
-from vexpress.dubbing.shots import Timeline, constant_fps, find_tracks, sources
+from vexpress.dubbing.shots import Timeline, _detect, constant_fps, find_tracks, sources
 from vexpress.media.faces import Face, FaceDetector
 from vexpress.media.video import VideoInfo, write_video
 from vexpress.options import SamplingOptions
@@ -18,13 +18,13 @@ OPTIONS = SamplingOptions(crop_scale=2.0, crop_face_height=0.6)
 
 
 class Known(FaceDetector):
-    """Gives, call by call, the faces that a film's labels say, with some noise."""
+    """Gives, frame by frame, the faces that a film's labels say; a closer look finds nothing more."""
 
     def __init__(self, faces: list[list[Face]]):
         self._faces = iter(faces)
 
     def detect(self, image):
-        return next(self._faces)
+        return next(self._faces) if image.shape[:2] == (HEIGHT, WIDTH) else []
 
 
 def face_at(kps: np.ndarray, side: float) -> Face:
@@ -70,6 +70,26 @@ def test_shots_end_at_cuts_and_frames_without_a_face_are_in_none(tmp_path):
         kps = np.stack([frame.kps[:3] for frame in frames[track.start : track.stop]])
         assert np.abs(track.kps - kps).max() < 0.3
         assert track.start < track.reference < track.stop - 1
+
+
+class Coarse(FaceDetector):
+    """Is off by two pixels in the whole frame, and exact in a picture of the face alone."""
+
+    def __init__(self, kps: np.ndarray, side: float, mark: tuple[int, int]):
+        self.kps, self.side, self.mark = kps, side, np.array(mark)
+
+    def detect(self, image):
+        corner = self.mark - np.argwhere(image[..., 0])[0][::-1]  # of this picture in the frame
+        return [face_at(self.kps - corner + (2 if image.shape[:2] == (HEIGHT, WIDTH) else 0), self.side)]
+
+
+@pytest.mark.parametrize("side, off", [(40, 0), (60, 2)])
+def test_small_faces_are_looked_at_closely(side, off):
+    kps = np.array([[70.0, 50], [90, 50], [80, 60], [72, 70], [88, 70]])
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    frame[60, 80] = 255
+    (face,) = _detect(frame, Coarse(kps, side, mark=(80, 60)))
+    np.testing.assert_allclose(face.kps, kps + off, atol=1e-4)
 
 
 def test_a_cut_to_the_same_place_begins_another_track(tmp_path):
