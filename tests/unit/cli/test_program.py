@@ -1,6 +1,7 @@
 """How a program ends: one line and an exit code, whatever happens and whenever."""
 
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vexpress.cli.parser import ArgumentParser
-from vexpress.cli.program import run_program
+from vexpress.cli.program import resting_collector, run_program
 from vexpress.errors import InputError
 
 ROOT = Path(__file__).parents[3]
@@ -46,6 +47,15 @@ def test_what_the_machine_refuses_is_one_line(capsys, error):
     code, line = ends(capsys, error)
     assert code == 2
     assert line.count("\n") == 1
+
+
+def test_the_collector_rests_during_imports_and_leaves_them_alone_afterwards():
+    try:
+        with resting_collector():
+            assert not gc.isenabled()
+        assert gc.isenabled() and gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
 
 
 def test_bugs_keep_their_traceback(capsys):
