@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 MODULES = ("detection", "landmark_2d_106", "recognition")
+DETECTOR_NAMES = ("det_", "detection", "scrfd_")  # how insightface's packages and the demo's name them
 SHAPES = {"bbox": (4,), "kps": (5, 2), "det_score": (), "landmark_2d_106": (106, 2), "embedding": (512,)}
 OF_EVERY_FACE = ("bbox", "kps", "det_score")
 
@@ -47,7 +48,7 @@ class InsightFace:
         wanted = {"detection", *modules}
         providers = _providers(device)
         found = ", ".join(sorted(path.name for path in self.model_dir.glob("*.onnx")))
-        self._links = _without_wildcards(self.model_dir)
+        self._links = _links(self.model_dir, is_only_detector=wanted == {"detection"})
         folder = self._links.name if self._links else str(self.model_dir)
         with contextlib.redirect_stdout(io.StringIO()):  # insightface and onnxruntime print on loading
             from insightface.app import FaceAnalysis  # takes a second
@@ -132,13 +133,22 @@ def find_model_dir(model_dir: str | Path) -> Path:
     )
 
 
-def _without_wildcards(model_dir: Path) -> tempfile.TemporaryDirectory | None:
-    """A folder of links to the models, where insightface would take the folder's own name for a pattern."""
-    if glob.escape(str(model_dir.resolve())) == str(model_dir.resolve()):
+def _links(model_dir: Path, is_only_detector: bool) -> tempfile.TemporaryDirectory | None:
+    """A folder of links to the models that are needed, where insightface cannot be given their own.
+
+    It loads all models of a folder to learn what they are, some 350 MB, and takes the folder's name for a pattern.
+    """
+    paths = sorted(model_dir.glob("*.onnx"))
+    detectors = [path for path in paths if path.name.startswith(DETECTOR_NAMES)]
+    needed = detectors if is_only_detector and len(detectors) == 1 else paths
+    if needed == paths and glob.escape(str(model_dir.resolve())) == str(model_dir.resolve()):
         return None
     folder = tempfile.TemporaryDirectory(prefix="vexpress-faces-")
-    for path in model_dir.glob("*.onnx"):
-        (Path(folder.name) / path.name).symlink_to(path.resolve())
+    try:
+        for path in needed:
+            (Path(folder.name) / path.name).symlink_to(path.resolve())
+    except OSError:  # Windows, without the right to make links
+        return None
     return folder
 
 

@@ -76,6 +76,17 @@ def test_a_damaged_model_is_named(model_dir, tmp_path):
         FaceAnalyzer(tmp_path)
 
 
+def test_only_the_detector_is_loaded_where_no_more_is_asked_for(model_dir, tmp_path):
+    folder, (image, _) = Path(shutil.copytree(model_dir, tmp_path / "models")), picture(((256, 240), 90))
+    (folder / "recognition_test.onnx").write_bytes(b"not read")
+    assert len(FaceAnalyzer(folder).detect(image)) == 1
+    with pytest.raises(InputError, match="cannot load"):
+        FaceAnalyzer(folder, modules=("recognition",))
+    (folder / "det_test.onnx").rename(folder / "faces.onnx")  # by its name it could be anything
+    shutil.copy(model_dir / "recognition_test.onnx", folder)
+    assert len(FaceAnalyzer(folder).detect(image)) == 1
+
+
 def test_cpu_runs_on_the_cpu_and_silently(model_dir, capfd, caplog):
     assert FaceAnalyzer(model_dir, torch.device("cpu")).providers == ["CPUExecutionProvider"]
     assert capfd.readouterr() == ("", "") and not caplog.records
