@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vexpress.errors import InputError
-from vexpress.media.audio import load_audio
+from vexpress.media.audio import Audio, load_audio
 from vexpress.media.container import open_stream
 from vexpress.media.faces import FaceDetector, track_face
 from vexpress.media.images import load_image
@@ -80,16 +80,17 @@ class VideoRequest:
             kps = folder / DRIVING_KPS
             if not kps.is_file():
                 save_kps(kps, follow_face(self.files["driving_video"], analyzer, check))
-        audio = load_audio(
-            self.files["audio"], track=self.motion.audio_track, max_seconds=max_seconds + PADDING_SECONDS
-        )
-        return Request(load_portrait(self.files["portrait"]), audio, kps, self.motion)
+        return Request(load_portrait(self.files["portrait"]), self._speech(max_seconds), kps, self.motion)
 
-    def prepared_without_motion(self) -> Request:
-        """The package's request, with a still head where the motion is not known yet."""
+    def prepared_without_motion(self, max_seconds: float = float("inf")) -> Request:
+        """As `prepared`, with a still head where the motion is not known yet."""
         kps = self.files.get("kps")
         motion = self.motion if kps else replace(self.motion, retarget_strategy="fix_face")
-        return Request(load_portrait(self.files["portrait"]), self.files["audio"], kps, motion)
+        return Request(load_portrait(self.files["portrait"]), self._speech(max_seconds), kps, motion)
+
+    def _speech(self, max_seconds: float) -> Audio:
+        track = self.motion.audio_track
+        return load_audio(self.files["audio"], track=track, max_seconds=max_seconds + PADDING_SECONDS)
 
 
 def load_portrait(path: Path) -> Image.Image:
@@ -153,14 +154,14 @@ def _only_one(name: str, other: str, files: dict[str, Path]) -> None:
         raise InputError(f"cannot be given together with `{other}`", name)
 
 
-def check_length(path: Path, kind: str, field: str, max_seconds: float) -> float:
-    """Reads a media file's length from its packets, without decoding them; gives seconds.
+def check_length(path: Path, kind: str, field: str, max_seconds: float, track: int | None = None) -> float:
+    """Reads the length of a media file's track from its packets, without decoding them; gives seconds.
 
     Raises:
         InputError: it cannot be read, or is too long.
     """
     seconds, first, last = 0.0, None, 0.0
-    with open_stream(path, kind, field) as (container, stream):
+    with open_stream(path, kind, field, track) as (container, stream):
         try:
             for packet in container.demux(stream):
                 seconds += float((packet.duration or 0) * packet.time_base) if packet.time_base else 0.0
@@ -196,7 +197,7 @@ def check_files(request: VideoRequest, settings: ServeSettings) -> None:
             raise InputError(f"has frames larger than {MAX_VIDEO_PX} px", "video_path")
     if request.motion.retarget_strategy not in (None, "fix_face") and not {"kps", "driving_video"} & set(request.files):
         raise InputError("needs `kps` or `driving_video`; without one use fix_face", "retarget_strategy")
-    check_length(request.files["audio"], "audio", "audio_path", settings.max_seconds)
+    check_length(request.files["audio"], "audio", "audio_path", settings.max_seconds, request.motion.audio_track)
 
 
 def follow_face(video: Path, analyzer: FaceDetector, check: Callable[[], None] = lambda: None) -> KpsSequence:
