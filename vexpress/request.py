@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 ADVISED_PORTRAIT_PX = 512
 MAX_SQUEEZE = 0.02  # a change of the aspect ratio that nobody sees
-MAX_WHOLE_PX = 4096  # longer side of the picture that frames are set back into; larger ones are made smaller
+MAX_WHOLE_PX = 4096  # longer side of a video that is the whole picture; larger pictures are made smaller
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,14 @@ class Request:
         audio: path of the speech, or the sound.
         kps: path of the driving keypoints, or the keypoints; None for a head that is still or moves by itself.
         motion: how these become the video's.
+        max_whole_px: longer side of a video that is the whole picture, with `paste_back`.
     """
 
     reference_image: str | PathLike | Image.Image
     audio: str | PathLike | Audio
     kps: str | PathLike | KpsSequence | None = None
     motion: MotionOptions = field(default_factory=MotionOptions)
+    max_whole_px: int = MAX_WHOLE_PX
 
     @property
     def strategy(self) -> str:
@@ -261,9 +263,10 @@ def prepare_portrait(
     """
     given = request.reference_image
     image = given.convert("RGB") if isinstance(given, Image.Image) else load_image(given)
-    if request.motion.paste_back and max(image.size) > MAX_WHOLE_PX:
-        logger.warning("`paste_back`: the picture of %dx%d px is made smaller, to %d px", *image.size, MAX_WHOLE_PX)
-        image = even_picture(image, MAX_WHOLE_PX)
+    max_px = request.max_whole_px
+    if request.motion.paste_back and max(image.size) > max_px:
+        logger.warning("`paste_back`: the picture of %dx%d px is made smaller, to %d px", *image.size, max_px)
+        image = even_picture(image, max_px)
     size = (options.image_width, options.image_height)
     face = None
     if request.needs_face:

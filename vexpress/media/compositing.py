@@ -244,4 +244,5 @@ def even_picture(image: Image.Image, max_px: int) -> Image.Image:
     share = max_px / max(image.size)
     if share >= 1:
         return image
-    return image.resize((round(image.width * share), round(image.height * share)), Image.Resampling.LANCZOS)
+    size = (max(1, round(side * share)) for side in image.size)  # a line of pixels stays one
+    return image.resize(tuple(size), Image.Resampling.LANCZOS)

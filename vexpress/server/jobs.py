@@ -74,7 +74,7 @@ def make_video(
         folder: of the job.
         engine: the model.
         progress: is told, and its watch may end the work.
-        settings: whether videos are signed.
+        settings: limits, and whether videos are signed.
 
     Returns:
         Facts of the video.
@@ -84,7 +84,7 @@ def make_video(
         StoppedError: the watch ended it.
     """
     options = request.options
-    prepared = request.prepared(folder, engine.detector, progress.watch.check, settings.max_seconds)
+    prepared = request.prepared(folder, engine.detector, progress.watch.check, settings)
     inputs = engine.prepare(prepared, options, progress.watch.check)
     progress.watch.check()
     progress.num_frames = inputs.num_frames

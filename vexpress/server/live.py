@@ -109,7 +109,7 @@ class LiveSession:
         check_attributes(wanted.motion, engine.paths.has_attributes)
         check_files(wanted, self.settings)
         self._check()
-        prepared = wanted.prepared_without_motion(self.settings.max_seconds)
+        prepared = wanted.prepared_without_motion(self.settings)
         sequence = None
         if "kps" in wanted.files:
             sequence = load_kps(wanted.files["kps"])

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vexpress.errors import InputError
-from vexpress.media.audio import Audio, load_audio
+from vexpress.media.audio import load_audio
 from vexpress.media.container import open_stream
 from vexpress.media.faces import FaceDetector, track_face
 from vexpress.media.images import load_image
@@ -62,7 +62,7 @@ class VideoRequest:
         return cls(SamplingOptions(**kept["options"]), MotionOptions(**kept["motion"]), files)
 
     def prepared(
-        self, folder: Path, analyzer: FaceDetector, check: Callable[[], None], max_seconds: float = float("inf")
+        self, folder: Path, analyzer: FaceDetector, check: Callable[[], None], settings: ServeSettings
     ) -> Request:
         """The package's request; a driving video becomes keypoints, kept in the job's folder.
 
@@ -70,7 +70,7 @@ class VideoRequest:
             folder: of the job.
             analyzer: finds faces.
             check: called after each frame; may raise what ends the work.
-            max_seconds: longest speech, as it is decoded: packets may say less than they hold.
+            settings: limits, of the speech as it is decoded: packets may say less than they hold.
 
         Raises:
             InputError: no face in the driving video, or the speech is too long or cannot be read.
@@ -80,17 +80,19 @@ class VideoRequest:
             kps = folder / DRIVING_KPS
             if not kps.is_file():
                 save_kps(kps, follow_face(self.files["driving_video"], analyzer, check))
-        return Request(load_portrait(self.files["portrait"]), self._speech(max_seconds), kps, self.motion)
+        return self._request(kps, self.motion, settings)
 
-    def prepared_without_motion(self, max_seconds: float = float("inf")) -> Request:
+    def prepared_without_motion(self, settings: ServeSettings) -> Request:
         """As `prepared`, with a still head where the motion is not known yet."""
         kps = self.files.get("kps")
         motion = self.motion if kps else replace(self.motion, retarget_strategy="fix_face")
-        return Request(load_portrait(self.files["portrait"]), self._speech(max_seconds), kps, motion)
+        return self._request(kps, motion, settings)
 
-    def _speech(self, max_seconds: float) -> Audio:
-        track = self.motion.audio_track
-        return load_audio(self.files["audio"], track=track, max_seconds=max_seconds + PADDING_SECONDS)
+    def _request(self, kps: Path | None, motion: MotionOptions, settings: ServeSettings) -> Request:
+        portrait = load_portrait(self.files["portrait"])
+        max_seconds = settings.max_seconds + PADDING_SECONDS
+        audio = load_audio(self.files["audio"], track=motion.audio_track, max_seconds=max_seconds)
+        return Request(portrait, audio, kps, motion, settings.max_px)
 
 
 def load_portrait(path: Path) -> Image.Image:

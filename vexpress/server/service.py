@@ -131,7 +131,7 @@ class Service:
             InputError: it cannot.
         """
         check_files(request, self.settings)
-        self.engine.prepare(request.prepared_without_motion(self.settings.max_seconds), request.options)
+        self.engine.prepare(request.prepared_without_motion(self.settings), request.options)
 
     def submit(self, job_id: str, folder: Path, form: dict[str, str] | None) -> Job:
         """Checks a request and puts it into the queue.

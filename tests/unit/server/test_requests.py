@@ -6,11 +6,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 from vexpress.errors import InputError  # noqa: E402
+from vexpress.media.faces import Face, FaceDetector  # noqa: E402
 from vexpress.model_folder import EMBEDDED_MODEL_DIR  # noqa: E402
 from vexpress.options import MotionOptions, SamplingOptions  # noqa: E402
+from vexpress.request import prepare_request  # noqa: E402
 from vexpress.server import requests  # noqa: E402
 from vexpress.server.requests import VideoRequest, check_files  # noqa: E402
 from vexpress.server.settings import ServeSettings  # noqa: E402
@@ -55,8 +58,43 @@ def test_packets_may_lie_about_their_length(two_tracks, tmp_path):
     """What is decoded counts, each time that it is."""
     wanted = asks_for(two_tracks, audio_track=LONG)
     with pytest.raises(InputError, match="lasts longer than"):
-        wanted.prepared_without_motion(3)
+        wanted.prepared_without_motion(ServeSettings(max_seconds=3))
     with pytest.raises(InputError, match="lasts longer than"):
-        wanted.prepared(tmp_path, None, lambda: None, 3)
-    assert asks_for(two_tracks).prepared_without_motion(3).audio.duration_seconds == 1
-    assert wanted.prepared_without_motion(10).audio.duration_seconds == 10
+        wanted.prepared(tmp_path, None, lambda: None, ServeSettings(max_seconds=3))
+    assert asks_for(two_tracks).prepared_without_motion(ServeSettings(max_seconds=3)).audio.duration_seconds == 1
+    assert wanted.prepared_without_motion(ServeSettings(max_seconds=10)).audio.duration_seconds == 10
+
+
+class WideFace(FaceDetector):
+    """A face in the middle of any picture."""
+
+    def detect(self, image):
+        height, width = image.shape[:2]
+        kps = np.float32([[0.45, 0.45], [0.55, 0.45], [0.5, 0.5], [0.46, 0.55], [0.54, 0.55]]) * (width, height)
+        return [Face(np.float32([0.4, 0.4, 0.6, 0.6]) * (width, height, width, height), kps.astype(np.float32), 0.9)]
+
+
+class NoFace(FaceDetector):
+    def detect(self, image):
+        return []
+
+
+@pytest.mark.parametrize(("size", "video_size"), [((2048, 1024), (512, 256)), ((400, 300), (400, 300))])
+def test_the_whole_picture_becomes_no_larger_a_video_than_any(tmp_path, two_tracks, size, video_size):
+    Image.new("RGB", size, "grey").save(tmp_path / "picture.png")
+    files = {"portrait": tmp_path / "picture.png", "audio": two_tracks}
+    options, settings = SamplingOptions(image_width=64, image_height=64, fps=5.0), ServeSettings(max_px=512)
+    wanted = VideoRequest(options, MotionOptions(paste_back=True), files)
+    for request in (
+        wanted.prepared_without_motion(settings),
+        wanted.prepared(tmp_path, WideFace(), lambda: None, settings),
+    ):
+        assert prepare_request(request, options, WideFace).video_size == video_size
+
+
+def test_a_line_of_pixels_that_is_made_smaller_shows_no_face(tmp_path, two_tracks):
+    Image.new("RGB", (5000, 2), "grey").save(tmp_path / "line.png")
+    files = {"portrait": tmp_path / "line.png", "audio": two_tracks}
+    wanted = VideoRequest(SamplingOptions(), MotionOptions(paste_back=True), files)
+    with pytest.raises(InputError, match="no face"):
+        prepare_request(wanted.prepared_without_motion(ServeSettings()), wanted.options, NoFace)
