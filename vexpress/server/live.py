@@ -3,12 +3,10 @@
 import contextlib
 import logging
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -89,12 +87,10 @@ class LiveSession:
             StoppedError: the client is gone, or it takes too long.
         """
         values, service = self._values, self.service
-        with tempfile.TemporaryDirectory(dir=service.data_dir) as folder:
-            save_base64_files(values, Path(folder), int(self.settings.max_upload_mb * 1e6))
+        with service.passing_folder() as folder:
+            save_base64_files(values, folder, int(self.settings.max_upload_mb * 1e6))
             values.setdefault("audio_example", next(iter(service.examples.files["audio"]), None))
-            self.request = collect(
-                values, Path(folder), False, service.engine.defaults, service.examples, self.settings
-            )
+            self.request = collect(values, folder, False, service.engine.defaults, service.examples, self.settings)
             self.portrait, self.kps = self._prepare(self.request)
 
     def _prepare(self, wanted: VideoRequest) -> tuple[Image.Image, Tensor]:

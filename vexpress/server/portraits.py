@@ -1,6 +1,5 @@
 """Where the face is in a portrait, before a video is made of it."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,14 @@ async def look_at_portrait(request: Request, service: Service) -> dict[str, Any]
 
     Raises:
         InputError: no picture, or no face.
+        Problem: there is no room for files.
     """
-    with tempfile.TemporaryDirectory(dir=service.data_dir) as folder:
-        form = await receive_request(request, Path(folder), service.settings)
-        async with service.checks:
-            return await run_in_threadpool(_look, Path(folder), form, service)
+    with service.coming():
+        await run_in_threadpool(service.check_room)  # before anything is read
+        with service.passing_folder() as folder:
+            form = await receive_request(request, folder, service.settings)
+            async with service.checks:
+                return await run_in_threadpool(_look, folder, form, service)
 
 
 def _look(folder: Path, form: dict[str, str] | None, service: Service) -> dict[str, Any]:

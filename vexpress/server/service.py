@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,25 @@ class Service:
             except InputError as error:  # a model that is not for this face, say; jobs may still work
                 logger.warning("the speed of live streams cannot be measured: %s", error)
 
+    @contextlib.contextmanager
+    def coming(self) -> Iterator[None]:
+        """Counts a request, for `check_room`, while its files are coming in; used by the event loop."""
+        self.num_coming += 1
+        try:
+            yield
+        finally:
+            self.num_coming -= 1
+
+    def check_queue(self) -> None:
+        """Raises a Problem if the queue is full (429)."""
+        if self.store.count(states.QUEUED) >= self.settings.max_queue:
+            raise self._full()
+
     def check_room(self) -> None:
-        """Raises a Problem if the queue is full (429), or the room for files (507).
+        """Raises a Problem if the room for files is full (507).
 
         Each other request that is coming in counts as the largest that is allowed.
         """
-        if self.store.count(states.QUEUED) >= self.settings.max_queue:
-            raise self._full()
         others = (self.num_coming - 1) * self.settings.max_upload_mb * BYTES_PER_MB
         if self._kept_bytes() + others >= self.settings.max_data_gb * 1e9:
             self.metrics.refused.labels("507").inc()
@@ -123,6 +136,15 @@ class Service:
         folder = self.worker.folder(job_id)
         folder.mkdir(mode=0o700)
         return job_id, folder
+
+    @contextlib.contextmanager
+    def passing_folder(self) -> Iterator[Path]:
+        """A folder for files of a request that becomes no job; counted and swept as those of jobs are."""
+        _, folder = self.new_folder()
+        try:
+            yield folder
+        finally:
+            self.discard(folder)
 
     def check(self, request: VideoRequest) -> None:
         """Finds out whether a request can be made a video of.

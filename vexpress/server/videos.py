@@ -54,9 +54,9 @@ async def _find(service: Service, job_id: str) -> Job:
 
 
 async def _create(service: Service, request: Request) -> Job:
-    service.num_coming += 1
-    try:
-        await run_in_threadpool(service.check_room)  # before anything is read
+    with service.coming():
+        await run_in_threadpool(service.check_queue)  # before anything is read
+        await run_in_threadpool(service.check_room)
         job_id, folder = await run_in_threadpool(service.new_folder)
         try:
             form = await receive_request(request, folder, service.settings)
@@ -67,8 +67,6 @@ async def _create(service: Service, request: Request) -> Job:
             if isinstance(error, InputError):
                 raise Problem.of(error) from error
             raise
-    finally:
-        service.num_coming -= 1
 
 
 @router.post("/videos", status_code=202, summary="Ask for a video")
