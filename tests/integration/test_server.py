@@ -661,6 +661,32 @@ def test_jobs_survive_a_restart(engine, tmp_path):
             finished(client, job_id)
 
 
+def test_jobs_survive_a_move_of_their_folder(engine, tmp_path):
+    with serve(engine, tmp_path / "one", max_streams=0) as client:
+        wait_ready(client)
+        done = submit(client)
+        finished(client, done)
+        with engine.turns.turn():
+            waiting = [submit(client) for _ in range(2)]
+            client.app.state.service.worker._stopping.set()
+    (tmp_path / "one").rename(tmp_path / "two")
+    with sqlite3.connect(tmp_path / "two" / "jobs.sqlite") as jobs:  # one as earlier versions kept it
+        [[kept]] = jobs.execute("SELECT request FROM jobs WHERE id = ?", waiting[-1:])
+        request = json.loads(kept)
+        assert "/" not in str(request["files"])
+        request["files"] = {
+            name: f"{tmp_path}/one/jobs/{waiting[-1]}/{file}" for name, file in request["files"].items()
+        }
+        jobs.execute("UPDATE jobs SET request = ? WHERE id = ?", (json.dumps(request), waiting[-1]))
+    jobs.close()
+    with serve(engine, tmp_path / "two", max_streams=0) as client:
+        wait_ready(client)
+        for job_id in (done, *waiting):
+            finished(client, job_id)
+            assert client.get(f"/v1/videos/{job_id}/files/portrait").content == PNG
+            assert client.get(f"/v1/videos/{job_id}/content").status_code == 200
+
+
 def test_old_jobs_are_deleted(engine, tmp_path):
     with serve(engine, tmp_path, max_streams=0, keep_hours=0.001) as client:
         wait_ready(client)

@@ -51,14 +51,14 @@ class VideoRequest:
     files: dict[str, Path]
 
     def as_json(self) -> dict[str, Any]:
-        """For the list of jobs."""
-        files = {name: str(path) for name, path in self.files.items()}
+        """For the list of jobs; files by their names in the job's folder, which may be moved."""
+        files = {name: path.name for name, path in self.files.items()}
         return {"options": asdict(self.options), "motion": asdict(self.motion), "files": files}
 
     @classmethod
-    def from_json(cls, kept: dict[str, Any]) -> "VideoRequest":
-        """What `as_json` gave."""
-        files = {name: Path(path) for name, path in kept["files"].items()}
+    def from_json(cls, kept: dict[str, Any], folder: Path) -> "VideoRequest":
+        """What `as_json` gave, of the job in a folder; earlier versions kept whole paths."""
+        files = {name: folder / Path(path).name for name, path in kept["files"].items()}
         return cls(SamplingOptions(**kept["options"]), MotionOptions(**kept["motion"]), files)
 
     def prepared(

@@ -94,7 +94,7 @@ async def get_video(job_id: JobId, request: Request, service: OwnService) -> dic
     job = await _find(service, job_id)
     body = await run_in_threadpool(service.describe, job)
     if job.state == states.DONE:
-        wanted = VideoRequest.from_json(job.request)
+        wanted = VideoRequest.from_json(job.request, service.worker.folder(job.id))
         base = str(request.base_url).rstrip("/")
         body["command"] = command_line(wanted, service.engine.model_dir, service.engine.defaults)
         body["api_call"] = api_call(wanted, base, service.engine.defaults)
@@ -139,9 +139,10 @@ async def get_events(job_id: JobId, service: OwnService) -> StreamingResponse:
 async def get_file(job_id: JobId, name: JobFile, service: OwnService) -> FileResponse:
     """What went in, keypoints of a driving video, and the contact sheet."""
     job = await _find(service, job_id)
-    wanted = VideoRequest.from_json(job.request)
+    folder = service.worker.folder(job.id)
+    wanted = VideoRequest.from_json(job.request, folder)
     try:
-        path = file_of(name.value, wanted, service.worker.folder(job.id))
+        path = file_of(name.value, wanted, folder)
     except KeyError:
         path = Path("/nothing")
     if name is JobFile.sheet:

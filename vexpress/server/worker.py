@@ -162,8 +162,9 @@ class Worker:
         try:
             if not self._insist(lambda: self._has(job)):  # cancelled as it was taken
                 return
-            request = VideoRequest.from_json(job.request)
-            result = make_video(request, self.folder(job.id), self.engine, progress, self.settings)
+            folder = self.folder(job.id)
+            request = VideoRequest.from_json(job.request, folder)
+            result = make_video(request, folder, self.engine, progress, self.settings)
         except StoppedError as stopped:
             if stopped.reason:
                 self._end(job, states.FAILED, error={"field": None, "message": stopped.reason})
