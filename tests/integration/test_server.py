@@ -22,7 +22,7 @@ from PIL import Image
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 from starlette.testclient import TestClient  # noqa: E402
-from starlette.websockets import WebSocketDisconnect  # noqa: E402
+from starlette.websockets import WebSocket, WebSocketDisconnect  # noqa: E402
 
 from vexpress.cli import generate  # noqa: E402
 from vexpress.cli import serve as serve_program  # noqa: E402
@@ -592,6 +592,29 @@ def test_slots_come_back(client):
         time.sleep(0.05)
     assert service.num_streams == 0
     assert stream(client)[0][-1]["type"] == "end"
+
+
+def test_a_slot_is_free_before_its_client_hears_of_the_end(client, monkeypatch):
+    service, closes, taken = client.app.state.service, WebSocket.close, []
+
+    async def close(socket, *args, **kwargs):
+        taken.append(service.num_streams)
+        await closes(socket, *args, **kwargs)
+
+    monkeypatch.setattr(WebSocket, "close", close)
+    numbers = {name: float(value) if "." in value else int(value) for name, value in QUICK.items()}
+    for first, code in (({**numbers, "fps": 5.0}, 1000), ({"output": "avi"}, 1007)):
+        with client.websocket_connect(LIVE) as socket:
+            socket.send_json({"portrait_example": "portrait.png", **first})
+            socket.send_bytes(sound(0.2)[44:])
+            socket.send_json({"type": "end"})
+            while (message := socket.receive())["type"] != "websocket.close":
+                pass
+        assert message["code"] == code
+        with client.websocket_connect(LIVE) as socket:  # at once
+            socket.send_text("no json")
+            assert "JSON" in socket.receive_json()["error"]["message"]
+    assert set(taken) == {0}
 
 
 def test_opus_packets(client):

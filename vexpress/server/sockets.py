@@ -1,6 +1,7 @@
 """A live stream's WebSocket: one coroutine reads, one writes, and a thread makes frames; each waits for the others."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import threading
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 async def serve_socket(socket: WebSocket, service: Service) -> None:
-    """A client's stream, from its first message to its end; its slot is free afterwards, whatever happens."""
+    """A client's stream, from its first message to its end; its slot is free before the client hears of that."""
     await socket.accept()
     if not service.engine.is_ready:
         await _refuse(socket, Problem(503, service.failure or "the model is being loaded"), TRY_LATER)
@@ -33,35 +34,40 @@ async def serve_socket(socket: WebSocket, service: Service) -> None:
         await _refuse(socket, Problem(429, f"{service.settings.max_streams} streams are open already"), TRY_LATER)
         return
     service.num_streams += 1
+    is_sent, refusal = False, None
     try:
-        await _serve(socket, service)
+        is_sent = await _serve(socket, service)
     except WebSocketDisconnect:
         pass
     except Problem as problem:
-        await _refuse(socket, problem, BAD_DATA)
+        refusal = problem, BAD_DATA
     except InputError as error:
-        await _refuse(socket, Problem.of(error), BAD_DATA)
+        refusal = Problem.of(error), BAD_DATA
     except StoppedError as stopped:  # while it was prepared
         if stopped.reason:
-            await _refuse(socket, Problem(408, stopped.reason), TRY_LATER)
+            refusal = Problem(408, stopped.reason), TRY_LATER
     except Exception as error:  # a bug, or a full disk; the client must hear of it
         logger.exception("a live stream failed")
-        await _refuse(socket, Problem(500, f"an error of the server ({type(error).__name__})"), SERVER_ERROR)
+        refusal = Problem(500, f"an error of the server ({type(error).__name__})"), SERVER_ERROR
     finally:
         service.num_streams -= 1
         service.streams.release()
+    if refusal is not None:
+        await _refuse(socket, *refusal)
+    elif is_sent and socket.client_state == WebSocketState.CONNECTED:
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # gone already
+            await socket.close(NORMAL)
 
 
 async def _refuse(socket: WebSocket, problem: Problem, code: int) -> None:
     if socket.application_state == WebSocketState.CONNECTED and socket.client_state == WebSocketState.CONNECTED:
-        try:
+        with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # gone already
             await socket.send_json({"type": "error", **problem.as_json()})
             await socket.close(code, problem.message.encode()[:MAX_REASON_BYTES].decode(errors="ignore"))
-        except (RuntimeError, WebSocketDisconnect):
-            pass  # gone already
 
 
-async def _serve(socket: WebSocket, service: Service) -> None:
+async def _serve(socket: WebSocket, service: Service) -> bool:
+    """Whether all was sent."""
     idle = service.settings.idle_seconds
     try:
         message = await asyncio.wait_for(socket.receive(), idle)
@@ -81,13 +87,13 @@ async def _serve(socket: WebSocket, service: Service) -> None:
     receiver = asyncio.create_task(_receive(socket, session))  # hears at any time that the client is gone
     try:
         await run_in_threadpool(session.prepare)
-        await _run(socket, session, service)
+        return await _run(socket, session, service)
     finally:
         receiver.cancel()
         await session.leave()
 
 
-async def _run(socket: WebSocket, session: LiveSession, service: Service) -> None:
+async def _run(socket: WebSocket, session: LiveSession, service: Service) -> bool:
     options = session.request.options
     await socket.send_json(
         {
@@ -102,7 +108,7 @@ async def _run(socket: WebSocket, session: LiveSession, service: Service) -> Non
     thread = threading.Thread(target=session.run, name="live", daemon=True)
     thread.start()
     try:
-        await _send(socket, session, service.settings.idle_seconds)
+        return await _send(socket, session, service.settings.idle_seconds)
     finally:
         await session.leave()
         await run_in_threadpool(thread.join)
@@ -124,14 +130,12 @@ async def _receive(socket: WebSocket, session: LiveSession) -> None:
             await session.inbox.put(None)
 
 
-async def _send(socket: WebSocket, session: LiveSession, idle: float) -> None:
+async def _send(socket: WebSocket, session: LiveSession, idle: float) -> bool:
+    """Whether all was sent, and not to a client that is gone or reads nothing."""
     while (item := await session.outbox.get()) is not None:
         sending = socket.send_bytes(item) if isinstance(item, bytes) else socket.send_json(item)
         try:
             await asyncio.wait_for(sending, idle)
-        except asyncio.TimeoutError:
-            return
-        except (RuntimeError, WebSocketDisconnect):  # gone
-            return
-    if socket.client_state == WebSocketState.CONNECTED:
-        await socket.close(NORMAL)
+        except (asyncio.TimeoutError, RuntimeError, WebSocketDisconnect):
+            return False
+    return True
