@@ -89,8 +89,9 @@ class LiveSession:
         values, service = self._values, self.service
         with service.passing_folder() as folder:
             save_base64_files(values, folder, int(self.settings.max_upload_mb * 1e6))
-            values.setdefault("audio_example", next(iter(service.examples.files["audio"]), None))
-            self.request = collect(values, folder, False, service.engine.defaults, service.examples, self.settings)
+            self.request = collect(
+                values, folder, False, service.engine.defaults, service.examples, self.settings, has_speech=False
+            )
             self.portrait, self.kps = self._prepare(self.request)
 
     def _prepare(self, wanted: VideoRequest) -> tuple[Image.Image, Tensor]:

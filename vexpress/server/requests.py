@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from vexpress.errors import InputError
-from vexpress.media.audio import load_audio
+from vexpress.media.audio import WAV2VEC2_RATE_HZ, Audio, load_audio
 from vexpress.media.container import open_stream
 from vexpress.media.faces import FaceDetector, track_face
 from vexpress.media.images import load_image
@@ -22,7 +22,7 @@ from vexpress.media.video import constant_rate, probe_video, read_frames
 from vexpress.options import MotionOptions, SamplingOptions
 from vexpress.request import Request
 from vexpress.server.examples import Examples
-from vexpress.server.schema import FILE_FIELDS, TEXT_FIELDS, parse_options
+from vexpress.server.schema import FILE_FIELDS, SPEECH_FIELDS, TEXT_FIELDS, parse_options
 from vexpress.server.settings import ServeSettings
 from vexpress.server.speech import speak
 from vexpress.server.uploads import name_kps
@@ -34,6 +34,7 @@ MAX_PORTRAIT_PIXELS = 50_000_000  # a phone's picture; reading one takes 0.6 GB
 PADDING_SECONDS = 1.0  # that AAC and Opus may have
 DRIVING_KPS = "driving_kps.npz"
 SPOKEN = "spoken.wav"
+NO_SOUND_YET = Audio(np.zeros((1, 0), np.float32), WAV2VEC2_RATE_HZ)  # a live stream's comes later
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class VideoRequest:
     Attributes:
         options: how to sample.
         motion: how portrait and keypoints are used.
-        files: field -> path of its file, in the job's folder or an example's.
+        files: field -> path of its file, in the job's folder or an example's; a live stream's have no "audio".
     """
 
     options: SamplingOptions
@@ -90,8 +91,10 @@ class VideoRequest:
 
     def _request(self, kps: Path | None, motion: MotionOptions, settings: ServeSettings) -> Request:
         portrait = load_portrait(self.files["portrait"])
-        max_seconds = settings.max_seconds + PADDING_SECONDS
-        audio = load_audio(self.files["audio"], track=motion.audio_track, max_seconds=max_seconds)
+        audio = NO_SOUND_YET
+        if "audio" in self.files:
+            max_seconds = settings.max_seconds + PADDING_SECONDS
+            audio = load_audio(self.files["audio"], track=motion.audio_track, max_seconds=max_seconds)
         return Request(portrait, audio, kps, motion, settings.max_px)
 
 
@@ -111,6 +114,7 @@ def collect(
     defaults: SamplingOptions,
     examples: Examples,
     settings: ServeSettings,
+    has_speech: bool = True,
 ) -> VideoRequest:
     """Checks a request's fields and gathers its files.
 
@@ -121,6 +125,7 @@ def collect(
         defaults: the model's options.
         examples: what may be named in place of files.
         settings: limits.
+        has_speech: whether the request brings the speech, which a live stream's must not.
 
     Raises:
         InputError: a field is missing, unknown, given twice over, or out of bounds.
@@ -133,6 +138,10 @@ def collect(
     files = {name: folder / name for name in FILE_FIELDS if (folder / name).is_file()}
     if "kps" in files:
         files["kps"] = name_kps(files["kps"])
+    if not has_speech:
+        for name in SPEECH_FIELDS:
+            if name in files or texts.get(name) is not None:
+                raise InputError("is for videos; a live stream's sound comes in messages of its own", name)
     if texts["text"] is not None:
         _only_one("text", "audio", files)
         speak(texts["text"], texts["voice"], folder / SPOKEN, settings.max_text)
@@ -144,7 +153,7 @@ def collect(
             files[name] = examples.path(kind, example)
     if "kps" in files:
         _only_one("driving_video", "kps", {} if "driving_video" not in files else files)
-    for name in ("portrait", "audio"):
+    for name in ("portrait", "audio") if has_speech else ("portrait",):
         if name not in files:
             instead = f"`{name}_example`" + " or `text`" * (name == "audio")
             raise InputError(f"is missing: send the file, or {instead}", name)
@@ -199,7 +208,8 @@ def check_files(request: VideoRequest, settings: ServeSettings) -> None:
             raise InputError(f"has frames larger than {MAX_VIDEO_PX} px", "video_path")
     if request.motion.retarget_strategy not in (None, "fix_face") and not {"kps", "driving_video"} & set(request.files):
         raise InputError("needs `kps` or `driving_video`; without one use fix_face", "retarget_strategy")
-    check_length(request.files["audio"], "audio", "audio_path", settings.max_seconds, request.motion.audio_track)
+    if "audio" in request.files:
+        check_length(request.files["audio"], "audio", "audio_path", settings.max_seconds, request.motion.audio_track)
 
 
 def follow_face(video: Path, analyzer: FaceDetector, check: Callable[[], None] = lambda: None) -> KpsSequence:

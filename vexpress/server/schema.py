@@ -30,6 +30,8 @@ TEXT_FIELDS = {
     "motion_example": "name of an example in place of `driving_video`",
     "preset": "name of a preset of options; values that are given count more",
 }
+SPEECH_FIELDS = ("audio", "audio_example", "text", "voice")
+"""Fields that say what is spoken."""
 TRUE, FALSE = ("true", "1", "on", "yes"), ("false", "0", "off", "no")
 MAX_TEXT_BYTES = 16 * 1024  # of an option's or a field's text: a curve of two minutes at 30 frames per second
 JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}

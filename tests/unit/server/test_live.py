@@ -93,3 +93,12 @@ def test_empty_messages_are_no_sound(service):
         return stream.inbox._items.qsize()
 
     assert asyncio.run(use()) == 2  # one piece, and the end
+
+
+def test_a_stream_needs_no_speech_beforehand(service):
+    """Of a model without example sounds, either."""
+    service.examples.files["audio"].clear()
+    stream = session(service, motion_example=DRIVING.name, image_width=64, image_height=64)
+    stream.prepare()
+    assert stream.portrait.size == (64, 64)
+    assert len(stream.kps) > 1
