@@ -50,6 +50,10 @@ class ServeSettings:
 
     def __post_init__(self):
         check_fields(self)
-        if self.token is not None and len(self.token) < MIN_TOKEN_LENGTH:
-            raise InputError(f"must have {MIN_TOKEN_LENGTH} characters or more", "token")
+        if self.token is not None:
+            if len(self.token) < MIN_TOKEN_LENGTH:
+                raise InputError(f"must have {MIN_TOKEN_LENGTH} characters or more", "token")
+            # What else a header holds is read in several ways, and spaces around it are left out.
+            if not (self.token.isascii() and self.token.isprintable() and self.token == self.token.strip()):
+                raise InputError("must be of printable ASCII characters, and not begin or end with a space", "token")
         check_signing(self.c2pa_certificate, self.c2pa_key)

@@ -7,12 +7,13 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra serve")
 from starlette.applications import Starlette  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
-from starlette.responses import FileResponse, PlainTextResponse  # noqa: E402
+from starlette.responses import FileResponse, PlainTextResponse, Response  # noqa: E402
 from starlette.routing import Route  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
+from vexpress.errors import InputError  # noqa: E402
 from vexpress.server.answers import Answers  # noqa: E402
-from vexpress.server.security import Gate  # noqa: E402
+from vexpress.server.security import COOKIE, Gate  # noqa: E402
 from vexpress.server.settings import ServeSettings  # noqa: E402
 
 TOKEN = "correct horse battery"
@@ -99,6 +100,26 @@ def test_errors_of_libraries_and_bugs_have_our_form():
         assert error["field"] is None and error["message"] and "a bug" not in error["message"]
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert client.get("/v1/text").text == "hello"
+
+
+@pytest.mark.parametrize(
+    "token", ["passwört-mit-umlauten", f" {TOKEN}", f"{TOKEN}\n", "tab\tin the middle", "\udcff" * 16]
+)
+def test_a_token_is_what_a_header_can_carry(token):
+    with pytest.raises(InputError, match="printable ASCII") as error:
+        ServeSettings(token=token)
+    assert error.value.field == "token"
+    assert token not in str(error.value)
+
+
+def test_any_other_token_opens_by_header_and_by_cookie():
+    token = "".join(map(chr, range(33, 127))) + " !"
+    client = service(token=token)
+    assert client.get("/v1/text", headers={"authorization": f"Bearer {token}"}).status_code == 200
+    response = Response()
+    response.set_cookie(COOKIE, token)
+    cookie = response.headers["set-cookie"].rsplit("; Path", 1)[0]
+    assert client.get("/v1/text", headers={"cookie": cookie}).status_code == 200
 
 
 @pytest.mark.parametrize(
