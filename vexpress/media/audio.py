@@ -142,7 +142,11 @@ def _downmix_weights(num_channels: int, layout: str | None) -> np.ndarray:
 
 
 def load_audio(
-    path: str | os.PathLike, field: str = "audio_path", track: int | None = None, max_seconds: float = float("inf")
+    path: str | os.PathLike,
+    field: str = "audio_path",
+    track: int | None = None,
+    max_seconds: float = float("inf"),
+    max_values: int = MAX_VALUES,
 ) -> Audio:
     """Reads the sound of an audio or video file.
 
@@ -155,6 +159,7 @@ def load_audio(
         field: the option that gave the path, for the error.
         track: number of the sound track, from 0; None for the default one, or else the first.
         max_seconds: longer sound is refused, by what is decoded and not by what the file says of itself.
+        max_values: more samples of all channels together are refused, likewise.
 
     Raises:
         InputError: no such file or track, too long, nothing in it that can be decoded as sound, or samples that are no
@@ -180,7 +185,7 @@ def load_audio(
             late = 0 if frame.time is None else frame.time - file_start - num_samples / rate
             if (MAX_DRIFT_SECONDS if blocks else MAX_START_ERROR_SECONDS) < late:
                 num_silent = round(late * rate)
-                _check_length(num_samples + num_silent, num_channels, rate, max_seconds, field, path)
+                _check_length(num_samples + num_silent, num_channels, rate, max_seconds, max_values, field, path)
                 blocks.append(np.zeros((num_silent, num_channels), np.float32))
                 num_samples += num_silent
             early = round(-late * rate) if not num_samples and late < -MAX_START_ERROR_SECONDS else 0
@@ -190,7 +195,7 @@ def load_audio(
                 blocks.append(block[early:])  # without what comes before the file's zero
                 early = max(0, early - len(block))
                 num_samples += len(blocks[-1])
-            _check_length(num_samples, num_channels, rate, max_seconds, field, path)
+            _check_length(num_samples, num_channels, rate, max_seconds, max_values, field, path)
         if num_decoded == 0:
             raise InputError(f"no sound can be decoded from this file; give a sound file in `{field}`", field, path)
         if "mp4" in container.format.name and stream.duration:
@@ -204,15 +209,22 @@ def load_audio(
 
 
 def _check_length(
-    num_samples: int, num_channels: int, rate: int, max_seconds: float, field: str, path: str | os.PathLike
+    num_samples: int,
+    num_channels: int,
+    rate: int,
+    max_seconds: float,
+    max_values: int,
+    field: str,
+    path: str | os.PathLike,
 ) -> None:
     """Raises an InputError for sound that is longer than allowed, or too long to be held."""
     if num_samples > max_seconds * rate:
         raise InputError(f"lasts longer than {max_seconds:g} s, the limit", field, path)
-    if num_samples * num_channels > MAX_VALUES:
-        hours = MAX_VALUES / num_channels / rate / 3600
-        problem = f"is longer than the {hours:.3g} hours that are held of {num_channels} channel(s) at {rate} Hz"
-        raise InputError(f"{problem}; cut it into pieces", field, path)
+    if num_samples * num_channels > max_values:
+        seconds = max_values / num_channels / rate
+        held = f"{seconds / 3600:.3g} hours" if seconds > 3600 else f"{seconds:.3g} s"
+        problem = f"is longer than the {held} that are held of {num_channels} channel(s) at {rate} Hz"
+        raise InputError(f"{problem}; cut it into pieces, or convert it", field, path)
 
 
 def check_samples(audio: Audio, field: str = "audio", value: object = None) -> None:

@@ -32,6 +32,7 @@ DRIVING_PX = 512  # longer side of the frames in which a driving face is looked 
 MAX_VIDEO_PX = 4096
 MAX_PORTRAIT_PIXELS = 50_000_000  # a phone's picture; reading one takes 0.6 GB
 PADDING_SECONDS = 1.0  # that AAC and Opus may have
+MAX_VALUES_PER_SECOND = 8 * 48_000  # of speech: some KB of FLAC can hold a hundred times as much silence
 DRIVING_KPS = "driving_kps.npz"
 SPOKEN = "spoken.wav"
 NO_SOUND_YET = Audio(np.zeros((1, 0), np.float32), WAV2VEC2_RATE_HZ)  # a live stream's comes later
@@ -94,7 +95,8 @@ class VideoRequest:
         audio = NO_SOUND_YET
         if "audio" in self.files:
             max_seconds = settings.max_seconds + PADDING_SECONDS
-            audio = load_audio(self.files["audio"], track=motion.audio_track, max_seconds=max_seconds)
+            limits = {"max_seconds": max_seconds, "max_values": round(max_seconds * MAX_VALUES_PER_SECOND)}
+            audio = load_audio(self.files["audio"], track=motion.audio_track, **limits)
         return Request(portrait, audio, kps, motion, settings.max_px)
 
 

@@ -65,6 +65,23 @@ def test_packets_may_lie_about_their_length(two_tracks, tmp_path):
     assert wanted.prepared_without_motion(ServeSettings(max_seconds=10)).audio.duration_seconds == 10
 
 
+def test_speech_is_held_as_so_many_samples(tmp_path):
+    """Silence in many channels at a high rate: some KB that would need GB."""
+    path, rate = tmp_path / "many.flac", 384_000
+    with av.open(str(path), "w") as container:
+        track = container.add_stream("flac", rate=rate, layout="7.1")
+        track.format = "s16"
+        for number in range(3):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8 * rate), np.int16), "s16", "7.1")
+            frame.sample_rate, frame.pts, frame.time_base = rate, number * rate, Fraction(1, rate)
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    assert path.stat().st_size < 10_000
+    with pytest.raises(InputError, match="is longer than the .* s that are held of 8 channel"):
+        asks_for(path).prepared_without_motion(ServeSettings(max_seconds=3))
+    assert asks_for(path).prepared_without_motion(ServeSettings(max_seconds=60)).audio.samples.shape == (8, 3 * rate)
+
+
 class WideFace(FaceDetector):
     """A face in the middle of any picture."""
 
