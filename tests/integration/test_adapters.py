@@ -233,6 +233,33 @@ def test_attached_twice_has_two_names(pipe, path):
     assert list(lora.adapter_layers(pipe.denoising_unet)["conv_in"].lora_A) == ["one", "two"]
 
 
+def test_what_could_not_be_loaded_leaves_nothing_behind(pipe, digest, path, tmp_path):
+    plain = latents(pipe)
+    with pytest.raises(InputError, match="lora"):
+        pipe.use_adapters([str(path), str(tmp_path / "missing.safetensors")])
+    assert torch.equal(latents(pipe), plain)
+    pipe.load_lora_weights(path, adapter_name="kept")
+    one = latents(pipe)
+    with pytest.raises(InputError, match="lora"):
+        pipe.use_adapters([str(path), str(tmp_path / "missing.safetensors")])
+    assert torch.equal(latents(pipe), one)
+
+
+def test_disabled_adapters_stay_so_when_another_is_loaded(pipe, path):
+    plain = latents(pipe)
+    pipe.load_lora_weights(path)
+    pipe.disable_lora()
+    pipe.load_lora_weights(path)
+    assert torch.equal(latents(pipe), plain)
+    pipe.enable_lora()
+    assert not torch.equal(latents(pipe), plain)
+
+
+def test_a_name_is_made_that_nobody_has_given(pipe, path):
+    pipe.load_lora_weights(path, adapter_name="adapter_1")
+    assert [pipe.load_lora_weights(path), pipe.load_lora_weights(path)] == ["adapter_0", "adapter_2"]
+
+
 def test_a_service_makes_all_videos_with_its_adapters(pipe, path, tmp_path):
     from vexpress.server.engine import Engine
     from vexpress.server.turns import Watch

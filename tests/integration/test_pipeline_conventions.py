@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from diffusers.callbacks import PipelineCallback
 from diffusers.utils import logging as diffusers_logging
+from PIL import Image
 
 from tests import tiny
 from tests.integration.test_pipeline import inputs, latents, pipe  # noqa: F401
@@ -171,9 +172,40 @@ def test_from_pretrained_takes_dtype_and_parts(tmp_path, inputs):
     saved = VExpressPipeline.from_pretrained(tmp_path / "saved", scheduler=other, dtype=torch.float16)
     assert saved.scheduler is other
     assert saved.dtype == torch.float16
+    by_name = VExpressPipeline.from_pretrained(tmp_path / "saved", scheduler="dpmsolver++")
+    assert type(by_name.scheduler) is DPMSolverMultistepScheduler
     for arguments in ({"vea": vae}, {"dtype": "half a float"}, {"scheduler": "ddpm"}):
         with pytest.raises(InputError, match=next(iter(arguments))):
+            VExpressPipeline.from_pretrained(tmp_path / "saved", **arguments)
+        with pytest.raises(InputError, match=next(iter(arguments))):
             VExpressPipeline.from_pretrained(folder, **arguments)
+
+
+def test_audio_tokens_are_those_of_the_speech_or_refused(pipe, inputs):
+    how = {**inputs, "output_type": "latent"}
+    expected = pipe(**how).frames
+    num_frames = len(inputs["kps_sequence"])
+    tokens = pipe.encode_audio(torch.as_tensor(inputs["audio_waveform"]), num_frames, 2)
+    how["audio_waveform"] = None
+    assert torch.equal(pipe(**how, audio_tokens=tokens).frames, expected)
+    assert torch.equal(pipe(**how, audio_tokens=tokens.double()).frames, expected)
+    for odd in (tokens[:, :, :1], tokens[..., :-1], tokens.int(), tokens * float("nan"), "speech", tokens[:, 1:]):
+        with pytest.raises(InputError, match="audio_tokens"):
+            pipe(**how, audio_tokens=odd)
+
+
+def test_portraits_are_taken_as_a_viewer_shows_them(pipe, inputs):
+    """16-bit grey is scaled, and what is transparent is white; Pillow's own conversion clips, and uncovers colours."""
+    ramp = np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (64, 1))
+    clear = np.zeros((64, 64, 4), np.uint8)
+    for image, same in (
+        (Image.fromarray(ramp.astype(np.uint16) * 257), Image.fromarray(ramp)),
+        (Image.fromarray(clear), Image.new("RGB", (64, 64), "white")),
+    ):
+        one, other = (
+            pipe(**{**inputs, "reference_image": picture}, output_type="latent").frames for picture in (image, same)
+        )
+        assert torch.equal(one, other)
 
 
 def test_a_part_given_need_not_be_in_the_folder(tmp_path):

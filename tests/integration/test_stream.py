@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tests import tiny
 from tests.integration.test_pipeline import NUM_FRAMES, SIZE, inputs, latents, pipe  # noqa: F401
 from tests.runs import assert_equal
 from vexpress.errors import InputError
+from vexpress.options import SamplingOptions
 from vexpress.pipeline import VExpressPipeline
 
 # ruff: noqa: F811 - fixtures
@@ -25,7 +27,7 @@ def speech(seconds: float) -> torch.Tensor:
 
 def stream(pipe, inputs, audio, kps=None, **changes) -> list[tuple[np.ndarray, float]]:
     kps = inputs["kps_sequence"][0] if kps is None else kps
-    return list(pipe.stream(inputs["reference_image"], audio, kps, fps=FPS, **{**SAMPLING, **changes}))
+    return list(pipe.stream(inputs["reference_image"], audio, kps, **{"fps": FPS, **SAMPLING, **changes}))
 
 
 def same(one, other) -> bool:
@@ -98,6 +100,38 @@ def test_rolling_can_be_interrupted(pipe, inputs):
 
     frames = pipe(**inputs, sampling="rolling", output_type="np", callback_on_step_end=interrupt).frames
     assert 0 < len(frames) < NUM_FRAMES
+
+
+def test_other_calls_do_not_change_what_is_being_made(pipe, inputs):
+    expected = pipe(**inputs, sampling="rolling", output_type="np").frames
+    video = pipe(**inputs, sampling="rolling", output_type="generator").frames
+    frames = [next(video)]
+    latents(pipe, {**inputs, "num_inference_steps": 3})
+    assert np.array_equal(np.stack([*frames, *video]), np.round(expected * 255))
+
+
+def test_an_interruption_is_not_undone_by_another_call(pipe, inputs):
+    def interrupt(pipeline, step, timestep, tensors):
+        pipeline._interrupt = True
+
+    how = {"sampling": "rolling", "output_type": "generator"}
+    expected = len(list(pipe(**inputs, **how, callback_on_step_end=interrupt).frames))
+    video = pipe(**inputs, **how, callback_on_step_end=interrupt).frames
+    frames = [next(video)]
+    latents(pipe, inputs)
+    assert len([*frames, *video]) == expected < NUM_FRAMES
+
+
+def test_empty_pieces_of_speech_are_passed_over_and_times_are_those_of_the_options(pipe, inputs):
+    waveform = speech(0.5)
+    kps = inputs["kps_sequence"][0]
+    expected = stream(pipe, inputs, waveform, kps)
+    pieces = [torch.empty(0), waveform[:3000], np.empty(0, np.float32), waveform[3000:]]
+    assert same(stream(pipe, inputs, pieces, kps), expected)
+    options = SamplingOptions(**SAMPLING, fps=FPS)
+    assert same(list(pipe.stream(inputs["reference_image"], waveform, kps, options=options)), expected)
+    exact = stream(pipe, inputs, waveform, kps, fps=Fraction(20))
+    assert all(type(time) is float for _, time in exact)
 
 
 @pytest.mark.parametrize("changes", [{"windows_per_batch": 2}, {"sampling": "diagonal"}])

@@ -79,13 +79,13 @@ def roll(
             latents = latents if replacement is None else replacement
             levels.append(latents)
 
-        # 3. give what no further window can change
-        frames = window
+        # 3. give what no further window can change; whoever takes it may begin another call, which undoes interruptions
+        frames, is_last = window, interrupted()
         stop = max(num_given, window[-1] + 1 - context_overlap)
         if stop > num_given:
             yield latents[:, :, num_given - window[0] : stop - window[0]]
             num_given = stop
-        if interrupted():
+        if is_last:
             break
     if frames and num_given <= frames[-1]:
         yield levels[-1][:, :, num_given - frames[0] :]

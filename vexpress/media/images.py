@@ -126,8 +126,7 @@ def _decode(data: bytes, path: str | os.PathLike, max_pixels: int | None) -> Ima
             raise Image.DecompressionBombError
         image.load()
         orientation = _orientation(image, path)  # after loading, since Pillow sets some formats upright itself
-        profile = image.info.get("icc_profile")
-        image = _to_rgb(image, profile if isinstance(profile, bytes) else None, path)
+        image = to_rgb(image, path)
     return image.transpose(ORIENTATIONS[orientation]) if orientation in ORIENTATIONS else image
 
 
@@ -141,22 +140,29 @@ def _orientation(image: Image.Image, path: str | os.PathLike) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def _to_rgb(image: Image.Image, profile: bytes | None, path: str | os.PathLike) -> Image.Image:
+def to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
+    """A picture as a viewer shows it, see `load_image`; `name` is for warnings.
+
+    Raises:
+        ValueError: its pixels have no known range.
+    """
+    profile = image.info.get("icc_profile")
+    profile = profile if isinstance(profile, bytes) else None
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > MAX_16_BIT:
             raise ValueError(f"pixels of mode {image.mode}, whose range is unknown")
         image = Image.fromarray(np.round(values * (255 / MAX_16_BIT)).astype(np.uint8))
     if not image.has_transparency_data:
-        return _to_srgb(image, profile, path)
+        return _to_srgb(image, profile, name)
     image = image.convert("RGBA")
     alpha = image.getchannel("A")
-    image = _to_srgb(image.convert("RGB"), profile, path)
+    image = _to_srgb(image.convert("RGB"), profile, name)
     image.putalpha(alpha)
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None, path: str | os.PathLike) -> Image.Image:
+def _to_srgb(image: Image.Image, profile: bytes | None, name: str | os.PathLike) -> Image.Image:
     """Converts colours by an ICC profile; without one, or with one that does not fit, they are taken for sRGB."""
     if profile is None:
         return image.convert("RGB")
@@ -172,7 +178,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, path: str | os.PathLike)
             fitting, source, ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC, outputMode="RGB"
         )
     except Exception as error:  # a profile is no reason to refuse the picture
-        logger.warning("%s: its colour profile is not used (%s)", path, first_line(error))
+        logger.warning("%s: its colour profile is not used (%s)", name, first_line(error))
         return image.convert("RGB")
 
 

@@ -105,6 +105,19 @@ def remove_adapters(network: nn.Module) -> None:
         del network.peft_config
 
 
+def delete_adapters(network: nn.Module, names: Iterable[str]) -> None:
+    """Takes out some adapters; layers that have no other are left as the network's own."""
+    names = set(names)
+    for path, layer in adapter_layers(network).items():
+        if names >= set(layer.lora_A):
+            network.set_submodule(path, layer.get_base_layer())
+        else:
+            for name in names & set(layer.lora_A):
+                layer.delete_adapter(name)
+    for name in names & set(getattr(network, "peft_config", ())):
+        del network.peft_config[name]
+
+
 def enable_adapters(network: nn.Module, enabled: bool) -> None:
     """Switches all adapters on or off; off, each layer does exactly what it did without."""
     for layer in adapter_layers(network).values():

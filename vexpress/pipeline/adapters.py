@@ -1,5 +1,6 @@
 """Adapters in a pipeline: loaded beside the weights, fused into them, and taken out again without a trace."""
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -40,6 +41,7 @@ class PipelineAdapters(PipelineParts):
     """
 
     _adapters: Mapping[str, float] = {}  # name -> weight, of what is loaded
+    _are_disabled = False
     _unfused: Mapping[nn.Module, Tensor] | None = None  # layer -> what its weights were, while adapters are fused
 
     def load_lora_weights(
@@ -61,7 +63,7 @@ class PipelineAdapters(PipelineParts):
         """
         self._check_not_fused("load_lora_weights")
         inputs.check_number("weight", weight, -LARGEST_WEIGHT, LARGEST_WEIGHT)
-        name = adapter_name or f"adapter_{len(self._adapters)}"
+        name = adapter_name or next(n for i in itertools.count() if (n := f"adapter_{i}") not in self._adapters)
         if not name.isidentifier() or name in self._adapters:
             raise InputError("must be a name of letters, digits and underscores, not used yet", "adapter_name", name)
         adapter = load_adapter(path)
@@ -87,8 +89,13 @@ class PipelineAdapters(PipelineParts):
         Raises:
             InputError: as `load_lora_weights`.
         """
-        for path, weight in map(split_weight, files):
-            self.load_lora_weights(path, None, weight, check_base)
+        loaded: list[str] = []
+        try:
+            for path, weight in map(split_weight, files):
+                loaded.append(self.load_lora_weights(path, None, weight, check_base))
+        except Exception:
+            self._forget(loaded)
+            raise
         if files:
             self.fuse_lora()
             for network in self._networks.values():
@@ -114,16 +121,16 @@ class PipelineAdapters(PipelineParts):
         self._apply_weights()
 
     def disable_lora(self) -> None:
-        """Has all adapters count for nothing, until `enable_lora`."""
+        """Has all adapters count for nothing, also those that are loaded later, until `enable_lora`."""
         self._check_not_fused("disable_lora")
-        for network in self._networks.values():
-            lora.enable_adapters(network, False)
+        self._are_disabled = True
+        self._apply_weights()
 
     def enable_lora(self) -> None:
         """Undoes `disable_lora`."""
         self._check_not_fused("enable_lora")
-        for network in self._networks.values():
-            lora.enable_adapters(network, True)
+        self._are_disabled = False
+        self._apply_weights()
 
     @torch.no_grad()
     def fuse_lora(self, lora_scale: float = 1.0) -> None:
@@ -169,7 +176,7 @@ class PipelineAdapters(PipelineParts):
         self.unfuse_lora()
         for network in self._networks.values():
             lora.remove_adapters(network)
-        self._adapters = {}
+        self._adapters, self._are_disabled = {}, False
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """As `DiffusionPipeline.save_pretrained`, of a pipeline without adapters.
@@ -204,6 +211,14 @@ class PipelineAdapters(PipelineParts):
     def _apply_weights(self) -> None:
         for network in self._networks.values():
             lora.weigh_adapters(network, self._adapters)
+            lora.enable_adapters(network, not self._are_disabled)
+
+    def _forget(self, names: Sequence[str]) -> None:
+        """Takes out some of the adapters that are not fused."""
+        self._adapters = {name: weight for name, weight in self._adapters.items() if name not in names}
+        for network in self._networks.values():
+            lora.delete_adapters(network, names)
+        self._apply_weights()
 
     def _check_not_fused(self, what: str) -> None:
         if self._unfused is not None:

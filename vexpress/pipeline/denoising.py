@@ -1,10 +1,12 @@
 """How the pipeline denoises: the whole clip step by step, or window after window."""
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from diffusers import SchedulerMixin
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
@@ -46,12 +48,16 @@ class PipelineDenoising(PipelineAdapters):
         """Denoising steps of the present call."""
         return self._num_timesteps
 
-    def _start(self, options: SamplingOptions, num_frames: int, device: Any) -> None:
-        """Checks what depends on the model, and makes scheduler and networks ready."""
+    def _start(self, options: SamplingOptions, num_frames: int, device: Any) -> SchedulerMixin:
+        """Checks what depends on the model, makes the networks ready, and gives a scheduler of this call's own.
+
+        Frames are made as they are asked for, and until then other calls may set the pipeline's scheduler otherwise.
+        """
         self._check_limits(options, num_frames)
         self._set_timesteps(options.num_inference_steps)
         self._move(device)
         self._interrupt = False
+        return copy.deepcopy(self.scheduler)
 
     def _check_limits(self, options: SamplingOptions, num_frames: int) -> None:
         """Raises an InputError for options that are beyond what this model's networks take."""
@@ -151,6 +157,7 @@ class PipelineDenoising(PipelineAdapters):
         attributes: streaming.Source | None,
         noise: NoiseSource,
         options: SamplingOptions,
+        scheduler: SchedulerMixin,
         generator: torch.Generator,
         on_step: OnStep | None,
     ) -> Tensor:
@@ -162,18 +169,19 @@ class PipelineDenoising(PipelineAdapters):
         conditions = self._window_conditions(image, options).of_clip(kps, audio_tokens)
         windows = context_windows(len(kps), options.context_frames, options.context_overlap)
         rank, num_processes = group_rank()
-        total = self.num_timesteps * len(range(rank, len(windows), num_processes))
+        num_steps = len(scheduler.timesteps)
+        total = num_steps * len(range(rank, len(windows), num_processes))
         with self.progress_bar(total=total) as bar:
             bar.set_description("denoising windows")
 
             def watch(step: int, timestep: Tensor, current: Tensor) -> Tensor | None:
-                bar.set_postfix_str(f"step {step + 1} of {self.num_timesteps}")
+                bar.set_postfix_str(f"step {step + 1} of {num_steps}")
                 return on_step(step, timestep, current) if on_step else None
 
             return sample(
                 self._denoiser(conditions, options),
-                noise(len(kps)).mul_(self.scheduler.init_noise_sigma),
-                self.scheduler,
+                noise(len(kps)).mul_(scheduler.init_noise_sigma),
+                scheduler,
                 windows,
                 windows_per_batch=options.windows_per_batch,
                 generator=generator,
@@ -190,6 +198,7 @@ class PipelineDenoising(PipelineAdapters):
         num_frames: int | None,
         noise: NoiseSource,
         options: SamplingOptions,
+        scheduler: SchedulerMixin,
         generator: torch.Generator,
         on_step: OnStep | None = None,
     ) -> Iterator[Tensor]:
@@ -197,14 +206,14 @@ class PipelineDenoising(PipelineAdapters):
         conditions = self._window_conditions(image, options, keeps_latest=True)
         sizes = (options.context_frames, options.context_overlap)
         windows = streaming.RollingWindows(frames, conditions, *sizes)
-        total = self.num_timesteps * len(context_windows(num_frames, *sizes)) if num_frames else None
+        total = len(scheduler.timesteps) * len(context_windows(num_frames, *sizes)) if num_frames else None
         with self.progress_bar(None if total else itertools.repeat(None), total) as bar:
             bar.set_description("denoising windows")
             yield from roll(
                 self._denoiser(windows.conditions, options),
                 windows,
                 noise,
-                self.scheduler,
+                scheduler,
                 options.context_overlap,
                 generator=generator,
                 on_window=bar.update,

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vexpress.errors import InputError, first_line
+from vexpress.media.images import to_rgb
 from vexpress.media.keypoints import MAX_KPS_PX
 from vexpress.models.attributes import ATTRIBUTES
 from vexpress.options import CALL, SamplingOptions, option_fields
@@ -81,7 +82,7 @@ def prepare_image(image: Any, height: Any, width: Any, multiple: int) -> Image.I
     """Checks a portrait, and resizes it.
 
     Args:
-        image: a picture, or an array (H W 3) uint8.
+        image: a picture, which is taken as a viewer shows it, or an array (H W 3) uint8.
         height: px; None takes the picture's. Likewise `width`.
         multiple: of which height and width must be multiples.
 
@@ -102,18 +103,35 @@ def prepare_image(image: Any, height: Any, width: Any, multiple: int) -> Image.I
         if not is_whole or not 0 < size[name] <= MAX_SIZE_PX or size[name] % multiple:
             raise InputError(f"must be a multiple of {multiple}, up to {MAX_SIZE_PX}", name, size[name])
     try:
-        return image.convert("RGB").resize((size["width"], size["height"]), Image.Resampling.LANCZOS)
+        return to_rgb(image, "reference_image").resize((size["width"], size["height"]), Image.Resampling.LANCZOS)
     except (OSError, ValueError, SyntaxError) as error:  # pictures are read as late as here
         raise InputError(f"cannot be read ({first_line(error)})", "reference_image") from error
 
 
-def check_audio_tokens(tokens: Any, num_frames: int, waveform: Any) -> None:
-    """Raises an InputError unless these are audio tokens of so many frames, and there is no waveform beside them."""
+def prepare_audio_tokens(tokens: Any, shape: tuple[int, ...], waveform: Any) -> Tensor:
+    """Checks audio tokens, beside which there is no waveform.
+
+    Args:
+        tokens: (1 f m d) floating point, a tensor or an array.
+        shape: that they must have.
+        waveform: the other argument, which must be None.
+
+    Returns:
+        The same as a tensor.
+
+    Raises:
+        InputError: both are given, another shape or type, or values that are not finite.
+    """
     if waveform is not None:
         raise InputError("is given beside `audio_waveform`; leave one of them out", "audio_tokens")
-    if not isinstance(tokens, Tensor) or tokens.ndim != 4 or tokens.shape[:2] != (1, num_frames):
-        shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else _kind(tokens)
-        raise InputError(f"must be a tensor (1, {num_frames}, m, d), not {shape}", "audio_tokens")
+    tokens = as_tensor(tokens, "audio_tokens")
+    if tokens.shape != shape or not tokens.is_floating_point():
+        raise InputError(
+            f"must be of shape {shape} and of floating point, not {tuple(tokens.shape)} of {tokens.dtype}",
+            "audio_tokens",
+        )
+    _as_finite(tokens, "audio_tokens")
+    return tokens
 
 
 def prepare_waveform(waveform: Any, field: str = "audio_waveform") -> Tensor:

@@ -32,6 +32,18 @@ logger = logging.getLogger(__name__)
 
 FRAMES_PER_BATCH = 8  # keypoint images encoded, and latents decoded, at once
 AUDIO_BATCH = 1024  # frames whose audio is projected at once
+LIBRARY_ARGUMENTS = (
+    "device_map",
+    "disable_mmap",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "offload_folder",
+    "offload_state_dict",
+    "quantization_config",
+    "use_safetensors",
+    "variant",
+)
+"""What `DiffusionPipeline.from_pretrained` takes for files that are there."""
 MEDIAN_KERNEL_SIZE = 3  # frames and pixels; as the release does against flicker
 
 
@@ -114,8 +126,8 @@ class PipelineParts(DiffusionPipeline):
 
         Args:
             folder: the folder; nothing is ever downloaded.
-            kwargs: `dtype` or `torch_dtype`, and parts that are used in place of the folder's: `scheduler`, `vae`, ...;
-                with a folder of `save_pretrained` all of `DiffusionPipeline.from_pretrained`.
+            kwargs: `dtype` or `torch_dtype`, and parts that are used in place of the folder's: `scheduler`, also by its
+                name, `vae`, ...; with a folder of `save_pretrained` also what `LIBRARY_ARGUMENTS` names.
 
         Raises:
             InputError: a file is missing or does not fit, or no such argument.
@@ -125,11 +137,17 @@ class PipelineParts(DiffusionPipeline):
 
             if "audio_encoder" not in kwargs and (Path(folder) / "audio_encoder").is_dir():
                 load_audio_config(Path(folder) / "audio_encoder")  # which refuses what would run other code
+            names = {*cls._get_signature_keys(cls)[0], "dtype", "torch_dtype", "local_files_only", *LIBRARY_ARGUMENTS}
+            if unknown := [name for name in kwargs if name not in names]:
+                raise InputError(f"is no argument; there are {', '.join(sorted(names))}", unknown[0])
+            for name in {"dtype", "torch_dtype"} & set(kwargs):
+                _check_dtype(name, kwargs[name])
+            if isinstance(kwargs.get("scheduler"), str):
+                kwargs["scheduler"] = build_scheduler(kwargs["scheduler"])
             return super().from_pretrained(folder, **{**kwargs, "local_files_only": True})._with_fast_autoencoders()
         old_name = kwargs.pop("torch_dtype", torch.float32)
         dtype = kwargs.pop("dtype", old_name)
-        if not isinstance(dtype, torch.dtype):
-            raise InputError("must be a torch.dtype", "dtype", repr(dtype))
+        _check_dtype("dtype", dtype)
         kwargs.pop("local_files_only", None)  # which is so anyway
         return cls.from_released(ModelPaths.from_model_dir(folder, networks_only=bool(kwargs)), dtype, **kwargs)
 
@@ -275,6 +293,11 @@ class PipelineParts(DiffusionPipeline):
         for frame in frames:
             yield frame.cpu()
         self.maybe_free_model_hooks()
+
+
+def _check_dtype(field: str, dtype: Any) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise InputError("must be a torch.dtype", field, repr(dtype))
 
 
 def _latent_kind(vae: Autoencoder) -> tuple[int, int]:

@@ -60,7 +60,8 @@ class VExpressPipeline(PipelineDenoising):
         """Makes a video with as many frames as `kps_sequence`, lasting as long as the audio.
 
         Args:
-            reference_image: portrait, also as an array (H W 3) uint8; resized to (height, width).
+            reference_image: portrait, also as an array (H W 3) uint8; resized to (height, width). As a viewer shows it:
+                transparent parts are white.
             audio_waveform: (n,) float, mono, at the audio processor's sampling rate (16 kHz).
             kps_sequence: (f 3 2), px of (height, width): left eye, right eye, nose.
             attributes: (f 6), or (6,) for all frames, see `vexpress.models.attributes`; where they end, the last stay.
@@ -97,12 +98,15 @@ class VExpressPipeline(PipelineDenoising):
             waveform = inputs.prepare_waveform(audio_waveform)
             fps = len(kps) * self.audio_processor.sampling_rate / len(waveform)
         else:
-            inputs.check_audio_tokens(audio_tokens, len(kps), audio_waveform)
+            projection = self.audio_projection
+            shape = 1, len(kps), projection.config.num_queries, projection.config.output_dim
+            audio_tokens = inputs.prepare_audio_tokens(audio_tokens, shape, audio_waveform)
+            audio_tokens = audio_tokens.to(self._execution_device, projection.dtype)
             fps = options.fps
         attributes = self._attribute_source(attributes, options, fps)
         if latents is not None:
             latents = inputs.prepare_latents(latents, self._latent_shape(len(kps), image))
-        self._start(options, len(kps), device)
+        scheduler = self._start(options, len(kps), device)
 
         on_step = callback_on_step_end and inputs.replacement_of(
             callback_on_step_end, self, callback_on_step_end_tensor_inputs
@@ -114,12 +118,13 @@ class VExpressPipeline(PipelineDenoising):
         if options.sampling == "joint":
             if audio_tokens is None:
                 audio_tokens = self.encode_audio(waveform, len(kps), options.num_pad_audio_frames)
-            latents = [self._sample_joint(image, audio_tokens, kps, attributes, noise, options, generator, on_step)]
+            how = noise, options, scheduler, generator, on_step
+            latents = [self._sample_joint(image, audio_tokens, kps, attributes, *how)]
         else:
             has_tokens = audio_tokens is not None
             frames = zip(kps, audio_tokens[0]) if has_tokens else self._known_frames(waveform, kps, options)
             frames = self._with_attributes(frames, attributes)
-            latents = self._roll(image, frames, len(kps), noise, options, generator, on_step)
+            latents = self._roll(image, frames, len(kps), noise, options, scheduler, generator, on_step)
 
         # 3. decode
         if output_type == "latent":
@@ -138,7 +143,7 @@ class VExpressPipeline(PipelineDenoising):
         audio_chunks: Iterable | Tensor | np.ndarray,
         kps: Tensor | np.ndarray | Callable[[int], Any] | Iterator,
         *,
-        fps: float = 30.0,
+        fps: float | None = None,
         attributes: Tensor | np.ndarray | Sequence | Callable[[int], Any] | Iterator | None = None,
         look_ahead_seconds: float = 0.3,
         context_seconds: float = 4.0,
@@ -158,7 +163,7 @@ class VExpressPipeline(PipelineDenoising):
                 all of it. The same speech gives the same frames, whatever its pieces.
             kps: px of (height, width): (3 2) for a still head; (f 3 2); a callable that takes a frame's number; or an
                 iterator. Where they end before the speech, the head stays as it is.
-            fps: frames per second.
+            fps: frames per second; None: that of `options`.
             attributes: (6,), (f 6), a callable or an iterator, as `kps`; None as in `__call__`.
             look_ahead_seconds: speech that must follow a frame before it is made; less is sooner and less exact.
             context_seconds: speech before a frame that is heard with it.
@@ -172,6 +177,7 @@ class VExpressPipeline(PipelineDenoising):
             InputError: at once for arguments; as they come for pieces of speech and keypoints.
         """
         options = inputs.sampling_options(options, {**sampling, "sampling": "rolling"})
+        fps = options.fps if fps is None else fps
         for name, value, bounds in (
             ("fps", fps, (1, 240)),
             ("look_ahead_seconds", look_ahead_seconds, (0, 60)),
@@ -183,7 +189,7 @@ class VExpressPipeline(PipelineDenoising):
         image = inputs.prepare_image(reference_image, height, width, self.downsampling)
         chunks, source = streaming.waveform_chunks(audio_chunks), streaming.kps_source(kps)
         attributes = self._attribute_source(attributes, options, fps)
-        self._start(options, options.context_frames, device)
+        scheduler = self._start(options, options.context_frames, device)
         audio = self._audio_stream(piece_seconds, context_seconds, look_ahead_seconds)
         rate = self.audio_processor.sampling_rate
         per_step = streaming.states_per_step(step_samples(self.audio_encoder.config)[1], rate, fps)
@@ -198,9 +204,9 @@ class VExpressPipeline(PipelineDenoising):
         generator = generator or torch.Generator("cpu").manual_seed(options.seed)
         noise = self._noise_source(image, options.shared_noise, generator)
         frames = self._with_attributes(frames, attributes)
-        latents = self._roll(image, frames, None, noise, options, generator)
+        latents = self._roll(image, frames, None, noise, options, scheduler, generator)
         pixels = _collect(self.decode(latents, options.median_filter, options.denoise_threshold), "generator")
-        return ((frame, number / fps) for number, frame in enumerate(pixels))
+        return ((frame, float(number / fps)) for number, frame in enumerate(pixels))
 
     def _with_progress(self, frames: Iterator[Tensor], what: str, total: int | None) -> Iterator[Tensor]:
         with self.progress_bar(total=total) as bar:

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ FrameInputs = tuple[Tensor, Tensor]
 
 
 def waveform_chunks(audio: Any) -> Iterator[Tensor]:
-    """Speech as chunks (n,): all that an iterable gives, or one that is known in advance.
+    """Speech as chunks (n,): all that an iterable gives, empty ones left out, or one that is known in advance.
 
     Raises:
         InputError: at once, if it is neither; when asked for a chunk, if that is no speech.
@@ -35,7 +35,8 @@ def waveform_chunks(audio: Any) -> Iterator[Tensor]:
         return iter([inputs.prepare_waveform(audio)])
     if isinstance(audio, str | bytes | dict) or not isinstance(audio, Iterable):
         raise InputError("must be speech, or an iterable of pieces of it", "audio_chunks", type(audio).__name__)
-    return (inputs.prepare_waveform(chunk, "audio_chunks") for chunk in audio)
+    pieces = (chunk for chunk in audio if not isinstance(chunk, Sized) or len(chunk))
+    return (inputs.prepare_waveform(chunk, "audio_chunks") for chunk in pieces)
 
 
 def kps_source(kps: Any) -> Source:
