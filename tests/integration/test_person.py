@@ -64,6 +64,29 @@ def test_dry_run_writes_a_configuration_that_train_takes(tmp_path, monkeypatch, 
     assert "no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metadata.json"])
+def test_files_of_others_are_never_replaced(tmp_path, monkeypatch, capsys, name):
+    model_dir = tiny.write_model_dir(tmp_path / "model")
+    (tmp_path / "a.mp4").write_bytes(b"")
+    out = tmp_path / "out"
+    out.mkdir()
+    base = f"base: {ROOT / 'training_configs' / 'person.yaml'}\n"
+    (out / "config.yaml").write_text(base)
+    if name == "metadata.json":
+        (out / "config.yaml").rename(out / "mine.yaml")
+        (out / name).write_text("[]")
+    kept = (out / name).read_text()
+    common = ("person", tmp_path / "a.mp4", "--model_dir", model_dir, "--output_dir", out, "--dry_run")
+    for flags in (
+        ("--config", next(out.glob("*.yaml"))),
+        ("--config", ROOT / "training_configs" / "person.yaml", "--prior_meta_path", out / "metadata.json"),
+        ("--config", ROOT / "training_configs" / "person.yaml"),
+    ):
+        assert run(*common, *flags, monkeypatch=monkeypatch) == 2
+        assert "--output_dir" in capsys.readouterr().err
+        assert (out / name).read_text() == kept
+
+
 @pytest.mark.long
 def test_a_video_becomes_an_adapter(tmp_path, monkeypatch, capsys):
     pack = ROOT / "vexpress" / "demo_pack"

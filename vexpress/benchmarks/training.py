@@ -3,7 +3,7 @@
 What both do alike is left out: the frozen autoencoder, clipping of the gradient and the optimizer.
 """
 
-import importlib
+import importlib.util
 import statistics
 import sys
 from functools import partial
@@ -177,14 +177,14 @@ def released_step(checkout: Path, networks: TrainingNetworks) -> Step:
 
 
 def _import_modules(checkout: Path) -> ModuleType:
-    """Imports the package `modules` of a checkout, and leaves the search path as it was."""
-    if not (checkout / "modules" / "__init__.py").is_file():
+    """Imports the package `modules` of a checkout."""
+    path = checkout / "modules" / "__init__.py"
+    if not path.is_file():
         raise InputError("must be a checkout of tencent-ailab/V-Express: modules/__init__.py", "released", checkout)
-    sys.path.insert(0, str(checkout))
-    try:
-        return importlib.import_module("modules")
-    finally:
-        sys.path.remove(str(checkout))
+    spec = importlib.util.spec_from_file_location("modules", path)
+    modules = sys.modules["modules"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(modules)
+    return modules
 
 
 def _build_released(modules: ModuleType, networks: TrainingNetworks) -> nn.ModuleDict:

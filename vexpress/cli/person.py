@@ -61,6 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError("no such file", "video", args.video)
     if not args.model_dir.is_dir():
         raise InputError("no such folder", "model_dir", args.model_dir)
+    if not args.config.is_file():
+        raise InputError("no such file", "config", args.config)
     set_up_logging()
     from vexpress.training.config_file import load_config
 
@@ -117,9 +119,29 @@ def write_config(args: Namespace) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot be made ({error.strerror})", "output_dir", args.output_dir) from error
+    check_folder(args, folder)
     with replacing(folder / "config.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return folder / "config.yaml"
+
+
+def check_folder(args: Namespace, folder: Path) -> None:
+    """Raises an InputError if what is written into the folder would replace what is read, or what is not ours."""
+    import yaml
+
+    from vexpress.files import check_output_path
+
+    config, metadata = folder / "config.yaml", folder / metadata_path(args).name
+    for path in (config, metadata):
+        check_output_path(path, "output_dir", [args.config, args.prior_meta_path, args.video])
+    if config.exists() or metadata.exists():
+        try:
+            is_ours = Path(yaml.safe_load(config.read_bytes())["output_dir"]).name == "run"
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            is_ours = False
+        if not is_ours:
+            problem = "holds another config.yaml or metadata.json; give a folder of its own"
+            raise InputError(problem, "output_dir", args.output_dir)
 
 
 def link_source(video: Path, folder: Path) -> None:

@@ -59,7 +59,8 @@ def run_program(main: Callable[[], None]) -> int:
     interruption = _Interruption()
     try:
         main()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where it was closed before the start
+            sys.stdout.flush()
     except BaseException as error:
         interruption.end()
         if interruption.signal is not None:  # whatever was raised on the way out, this is why

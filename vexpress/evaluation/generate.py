@@ -12,8 +12,10 @@ from vexpress.errors import InputError
 from vexpress.evaluation.clips import Pair, Problem
 from vexpress.files import replacing
 from vexpress.media.video import probe_video, write_video
+from vexpress.network_files import compute_sha256
 from vexpress.options import CALL, SamplingOptions
 from vexpress.pipeline import VExpressPipeline
+from vexpress.pipeline.adapters import split_weight
 from vexpress.provenance import video_metadata
 from vexpress.request import load_clip_inputs
 
@@ -42,7 +44,9 @@ class Generation:
 
     def recorded(self) -> dict[str, Any]:
         """All that decides how the videos look."""
-        facts = {"adapters": list(self.adapters)} if self.adapters else {}
+        # With digests, since training goes on under the same name.
+        adapters = [f"{text} sha256 {compute_sha256(split_weight(text)[0])}" for text in self.adapters]
+        facts = {"adapters": adapters} if adapters else {}
         facts |= {"model": self.model, "max_seconds": self.max_seconds, "reference_frame": self.reference_frame}
         return facts | self.options.recorded() | {"dtype": str(self.dtype).removeprefix("torch.")}
 
