@@ -240,6 +240,9 @@ def _moves_by_itself(request: Request, has_network: bool) -> bool:
     asked = request.motion.motion
     if asked is not None and request.kps is not None:
         raise InputError("is for speech alone, and `kps_path` gives the motion; leave one of them out", "motion", asked)
+    if asked == "natural" and request.motion.retarget_strategy is not None:
+        problem = "makes the motion, and `retarget_strategy` says what else to do; leave one of them out"
+        raise InputError(problem, "motion", asked)
     if asked == "natural" and not has_network:
         problem = "the model folder has no v-express/head_motion; train it with `vexpress train-motion`, or use still"
         raise InputError(problem, "motion", asked)

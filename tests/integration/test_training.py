@@ -102,6 +102,12 @@ def test_two_processes_train_as_one_with_twice_the_batch(config_path, tmp_path):
     assert largest_difference(exported(tmp_path / "one"), exported(tmp_path / "two")) < 1e-5
 
 
+def test_processes_that_see_other_clips_are_told(config_path, monkeypatch, capsys):
+    """As nodes do, of which one has a damaged copy."""
+    monkeypatch.setattr("vexpress.training.trainer.gather_object", lambda own: [*own, (1, "others")])
+    assert "data.meta_paths" in error(config_path, capsys) and "process 1 can use 1 clips" in error(config_path, capsys)
+
+
 def test_launcher_without_torch_says_which_python_it_took():
     environment = {key: value for key, value in os.environ.items() if key != "HOST_GPU_NUM"} | {"PYTHON": "false"}
     command = ["bash", str(ROOT / "train_stage.sh"), "training_configs/stage_1.yaml"]

@@ -89,8 +89,8 @@ def parse_arguments(arguments: list[str] | None, meters: Mapping[str, Callable])
         raise InputError("no such folder", "model_dir", args.model_dir)
     given = {field.name: getattr(args, field.name) for field in GENERATION if hasattr(args, field.name)}
     generates = args.model_dir is not None and args.meta_path is not None
-    if (given or args.preset) and not generates:
-        name = next(iter(given), "preset")
+    if (given or args.preset or args.lora) and not generates:
+        name = next(iter(given), "preset" if args.preset else "lora")
         raise InputError(f"`{name}` says how to generate, which needs `meta_path` and `model_dir`")
     args.sampling = SamplingOptions(**load_model_defaults(args.model_dir, args.preset) | given) if generates else None
     args.generated_dir = args.generated_dir or args.output_dir / "generated"

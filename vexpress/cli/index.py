@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not is_remote(args.shards_dir):
             args.shards_dir.mkdir(parents=True, exist_ok=True)
         path = args.shards_dir / "index.parquet"
-        if path.exists():
+        if path.exists() or (not is_remote(path) and any(args.shards_dir.glob("shard-*.tar"))):
             raise InputError("holds shards already; give an empty folder", "shards_dir", args.shards_dir)
     else:
         path = args.save_path

@@ -153,8 +153,8 @@ class RunState:
             self.lr_scheduler.load_state_dict(schedule["lr_scheduler"])
             if schedule.get("base_model") != self.base_model:
                 raise ValueError("it is of adapters on another base model, or of none")
-            if self.ema is not None and schedule["ema"] is None:
-                raise ValueError("solver.ema_decay is set, and was not")
+            if (self.ema is None) != (schedule["ema"] is None):
+                raise ValueError(f"solver.ema_decay is {'not ' if self.ema is None else ''}set, and was otherwise")
             if self.ema is not None:
                 self.ema.load_state_dict(schedule["ema"])
                 self.ema.to(self.accelerator.device)

@@ -1,6 +1,7 @@
 """The training loop, the same for all stages: data -> latents -> objective -> gradient -> update."""
 
 import contextlib
+import hashlib
 import logging
 import signal
 import time
@@ -94,6 +95,7 @@ class Trainer:
 
     def _build_data(self) -> None:
         self.dataset = self._build_dataset(self.config.data.meta_paths)
+        self._check_same_clips()
         self.validation_set = self.dataset
         if self.config.validation.meta_paths:
             self.validation_set = self._build_dataset(self.config.validation.meta_paths, balance_by=None)
@@ -101,6 +103,16 @@ class Trainer:
         if self.config.data.num_frames > most_frames:
             problem = f"the UNet's motion_max_seq_length is {most_frames}"
             raise InputError(problem, "data.num_frames", self.config.data.num_frames)
+
+    def _check_same_clips(self) -> None:
+        """Raises an InputError if processes see other clips: sample n would be another one on each."""
+        names = "\n".join(record.video.name for record in self.dataset.records)
+        seen = gather_object([(len(self.dataset), hashlib.sha256(names.encode()).hexdigest())])
+        for process, clips in enumerate(seen):
+            if clips != seen[0]:
+                problem = f"process {process} can use {clips[0]} clips, and process 0 {seen[0][0]}, or others"
+                paths = self.config.data.meta_paths
+                raise InputError(f"{problem}: all must see the same files", "data.meta_paths", paths)
 
     def _build_dataset(self, meta_paths: list[str], **changes) -> TalkingFaceDataset | TaughtDataset:
         is_taught = learns_trajectories(self.config)
