@@ -210,6 +210,14 @@ def test_killed_and_resumed_equals_uninterrupted(config_path, tmp_path):
     ]
 
 
+def test_a_moving_average_is_neither_dropped_nor_begun_at_resume(config_path, tmp_path, capsys):
+    for saved, asked in (("0.9", "null"), ("null", "0.9")):
+        folder = f"output_dir={tmp_path / saved}"
+        run(config_path, folder, f"solver.ema_decay={saved}", "solver.max_train_steps=1")
+        message = error(config_path, capsys, folder, f"solver.ema_decay={asked}", "solver.max_train_steps=2")
+        assert "solver.ema_decay" in message
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(config_path, tmp_path):
     process = start(config_path, "solver.max_train_steps=10000", "checkpointing_steps=10000")
     wait_for(tmp_path / "run" / "log.jsonl", process)

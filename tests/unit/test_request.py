@@ -67,6 +67,11 @@ def test_without_keypoints_the_head_moves_by_itself_where_the_model_can(caplog):
     torch.testing.assert_close(kps[:, 0, 1] - FACE[0, 1], expected, atol=0.2, rtol=0)
 
 
+def test_motion_from_speech_and_a_strategy_exclude_each_other():
+    with pytest.raises(InputError, match="leave one of them out"):
+        prepared(motion="natural", retarget_strategy="fix_face")
+
+
 @pytest.mark.parametrize("last", [1, 2, 3])
 def test_preparation_can_be_ended_between_its_pieces(last):
     calls = []

@@ -47,6 +47,12 @@ def expected(folder):
     return samples(dataset, range(2 * NUM_CLIPS))
 
 
+def test_shards_of_a_run_that_was_cut_off_are_not_mixed_with_others(folder, tmp_path):
+    (tmp_path / "shard-000007.tar").write_bytes(b"")
+    with pytest.raises(InputError, match="holds shards already"):
+        index_program.main(["--meta_path", str(folder / "metadata.json"), "--shards_dir", str(tmp_path)])
+
+
 @pytest.mark.parametrize("name", ["metadata.parquet", "shards/index.parquet"])
 def test_an_index_gives_the_samples_of_json(name, folder, expected):
     dataset = TalkingFaceDataset(make_config(folder / name, flip_rate=0.5), seed=3)
