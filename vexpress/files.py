@@ -21,6 +21,7 @@ from vexpress.errors import InputError
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 MODEL_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".json", ".onnx", ".model", ".txt")
 MAX_JSON_BYTES = 2**26
+HASH_BLOCK_BYTES = 2**24
 FULL_BYTES = 2**16  # a disk with less than this is full
 TEMPORARY_NAME = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{32}\.part")
 """Host and process that write a temporary file, so that the next run knows which files nobody writes any more."""
@@ -84,6 +85,15 @@ def read_text(path: str | os.PathLike, max_bytes: int) -> str:
     if status.st_size > max_bytes:
         raise ValueError(f"larger than {max_bytes} bytes")
     return Path(path).read_text(encoding="utf-8")
+
+
+def hash_file(path: str | os.PathLike) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,8 +105,8 @@ def test_two_processes_train_as_one_with_twice_the_batch(config_path, tmp_path):
 
 def test_processes_that_see_other_clips_are_told(config_path, monkeypatch, capsys):
     """As nodes do, of which one has a damaged copy."""
-    monkeypatch.setattr("vexpress.training.trainer.gather_object", lambda own: [*own, (1, "others")])
-    assert "data.meta_paths" in error(config_path, capsys) and "process 1 can use 1 clips" in error(config_path, capsys)
+    monkeypatch.setattr("vexpress.training.trainer.gather_object", lambda own: [*own, "others"])
+    assert "data.meta_paths" in error(config_path, capsys) and "process 1 can use others" in error(config_path, capsys)
 
 
 def test_launcher_without_torch_says_which_python_it_took():
@@ -263,6 +264,25 @@ def test_resuming_with_other_settings_says_what_goes_on_as_saved(config_path, ca
     run(config_path, "solver.learning_rate=1e-7", "data.flip_rate=0.1", "solver.max_train_steps=3")
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("solver.learning_rate;" in line and "flip_rate" not in line for line in warnings)
+
+
+def test_resuming_with_other_clips_says_so(config_path, tmp_path, caplog):
+    def run_on(num_clips: int, num_steps: int) -> str:
+        write_dataset(tmp_path / "clips", num_clips, num_frames=40)
+        caplog.clear()
+        run(config_path, f"data.meta_paths=[{tmp_path}/clips/metadata.json]", f"solver.max_train_steps={num_steps}")
+        return caplog.text
+
+    run_on(3, 1)
+    assert "the run so far saw" not in run_on(3, 2)
+    assert re.search(r"the run so far saw 3 clips \(\w+\), this one sees 2 clips \(", run_on(2, 3))
+
+    [last] = (tmp_path / "run" / "checkpoints").glob("step_*3")
+    state = json.loads((last / "trainer.json").read_text())
+    del state["clips"]  # as earlier versions
+    (last / "trainer.json").write_text(json.dumps(state))
+    log = run_on(3, 4)
+    assert "resuming at step 3" in log and "the run so far saw" not in log
 
 
 def test_sigterm_to_the_whole_group_of_train_stage_saves(config_path, tmp_path):

@@ -2,7 +2,8 @@
 
     vexpress cache-latents --meta_path clips/metadata.json --cache_dir clips/latents
 
-The same command again encodes only what is missing. Train with data.latent_cache_dir and data.crop_ratio=[1,1].
+The same command again encodes only what is missing, or is of another video or autoencoder than it was. Train with
+data.latent_cache_dir and data.crop_ratio=[1,1].
 """
 
 import logging
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     from tqdm import tqdm
 
     from vexpress.data.formats import load_metadata
-    from vexpress.data.latent_cache import encode_clip, is_cached, latent_cache_path
+    from vexpress.data.latent_cache import autoencoder_digest, encode_clip, is_cached, latent_cache_path, video_facts
     from vexpress.devices import resolve_device, resolve_dtype
     from vexpress.diffusion.latents import vae_downsampling
     from vexpress.files import replacing
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = resolve_device(args.device, args.gpu_id)
     videos = [record.video for record in load_metadata(args.meta_path)]
     vae = load_vae(args.vae_path, resolve_dtype(args.dtype, device), device)
+    autoencoder = autoencoder_digest(vae, args.vae_path)
     downsampling = vae_downsampling(vae)
     for name in ("width", "height"):
         value = getattr(encoding, name)
@@ -86,16 +88,17 @@ def main(arguments: list[str] | None = None) -> None:
     for video_path in tqdm(videos, desc="latents", unit="clip"):
         try:
             path = latent_cache_path(args.cache_dir, video_path)
-            if is_cached(path, latent_size):
+            if is_cached(path, video_path, latent_size, autoencoder):
                 num_present += 1
                 continue
+            made_of = {"autoencoder": autoencoder, **video_facts(video_path)}
             latents = encode_clip(vae, video_path, encoding.width, encoding.height, encoding.batch_size)
         except InputError as error:
             num_failed += 1
             logger.error("%s", " ".join(str(error).split()))
             continue
         with replacing(path) as temporary:
-            safetensors.torch.save_file(latents, temporary)
+            safetensors.torch.save_file(latents, temporary, made_of)
         num_encoded += 1
     print(f"{args.cache_dir}: {num_encoded} clips encoded, {num_present} were there, {num_failed} failed")
     if num_failed:

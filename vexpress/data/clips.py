@@ -9,7 +9,7 @@ from vexpress.audio_encoders import EncoderRecord
 from vexpress.data.attributes import clip_attributes
 from vexpress.data.config import DataConfig
 from vexpress.data.formats import ClipRecord, audio_length_problem, load_audio_states, load_face_info
-from vexpress.data.latent_cache import latent_cache_path, read_latents_shape
+from vexpress.data.latent_cache import CachedLatents, latent_cache_path, read_cached
 from vexpress.data.order import num_frames_spanned
 from vexpress.data.transforms import eye_corners, lip_corners
 from vexpress.errors import InputError
@@ -38,6 +38,7 @@ class Clip:
         boxes: (num_frames 4) float32 px, the face's.
         attributes: (num_frames 6) float32, NaN where not known.
         latents_path: file of cached latents, or None.
+        latents: what it says of itself, or None.
     """
 
     record: ClipRecord
@@ -53,6 +54,7 @@ class Clip:
     boxes: np.ndarray
     attributes: np.ndarray
     latents_path: Path | None
+    latents: CachedLatents | None
 
 
 def num_frames_needed(config: DataConfig) -> int:
@@ -99,15 +101,21 @@ def read_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int) 
     seconds = record.duration or float(num_video_frames / info.fps)
     if problem := audio_length_problem(len(hidden_states), seconds, audio_encoder.states_hz):
         raise InputError(f"audio_embeds {record.audio_embeds}: {problem}; extract them again")
-    latents_path = None
+    latents_path, latents = None, None
     if config.latent_cache_dir is not None:
         latents_path = latent_cache_path(config.latent_cache_dir, record.video)
-        found, _, *size = read_latents_shape(latents_path)
+        latents = read_cached(latents_path)
+        found, _, *size = latents.shape
         needed_size = [config.train_height // latent_downsampling, config.train_width // latent_downsampling]
         if size != needed_size or found < num_frames:
             raise InputError(
                 f"cached latents {latents_path}: {found} frames of {size}, needed are {num_frames} of {needed_size}; "
                 "make them again with `vexpress cache-latents`"
+            )
+        if not latents.are_of(record.video):
+            raise InputError(
+                f"cached latents {latents_path} are of another video than {record.video} is now; make them again with "
+                "`vexpress cache-latents`"
             )
     return Clip(
         record=record,
@@ -123,4 +131,5 @@ def read_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int) 
         boxes=face_info.bbox[:num_frames].copy(),
         attributes=clip_attributes(record.attributes, face_info.landmark_2d_106[:num_frames]),
         latents_path=latents_path,
+        latents=latents,
     )

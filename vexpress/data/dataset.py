@@ -6,6 +6,8 @@ a position in the training data is a single number.
 """
 
 import contextlib
+import hashlib
+import itertools
 import logging
 from collections.abc import Iterator
 
@@ -76,15 +78,20 @@ class TalkingFaceDataset(Dataset):
         latent_downsampling: px per latent, along each side.
         audio_dim: width that the audio's hidden states must have; None: all alike.
         audio_encoder: who must have made them; None: one for all.
+        latent_channels: that cached latents must have; None: any.
+        autoencoder: `vexpress.data.latent_cache.autoencoder_digest` of who must have made them; None: anyone.
         only_reference: samples have the reference's pixels or latents alone, which saves reading the frames.
         for_syncnet: samples have what `vexpress.data.sync_windows.sync_window` gives, too.
 
     Attributes:
         rejected: name of the video and reason, of each clip left out.
+        summary: number of clips, and a digest of what makes sample n the one that it is: their names, lengths and
+            values to balance by, in order.
 
     Raises:
-        InputError: no metadata, malformed metadata, no `data.balance_by` in a row, no usable clip, or hidden states of
-            a wrong width or encoder; when a sample is read, a video that is not what it was or is damaged.
+        InputError: no metadata, malformed metadata, no `data.balance_by` in a row, no usable clip, hidden states of a
+            wrong width or encoder, or cached latents of another autoencoder; when a sample is read, a video that is not
+            what it was or is damaged.
     """
 
     def __init__(
@@ -94,6 +101,8 @@ class TalkingFaceDataset(Dataset):
         latent_downsampling: int = 8,
         audio_dim: int | None = None,
         audio_encoder: EncoderRecord | None = None,
+        latent_channels: int | None = None,
+        autoencoder: str | None = None,
         only_reference: bool = False,
         for_syncnet: bool = False,
     ):
@@ -103,6 +112,8 @@ class TalkingFaceDataset(Dataset):
         self.only_reference, self.for_syncnet = only_reference, for_syncnet
         self.latent_downsampling = latent_downsampling
         self._audio_dim, self._audio_encoder = audio_dim, audio_encoder
+        self._latent_channels, self._autoencoder = latent_channels, autoencoder
+        self._warned = False
         self.rejected: list[tuple[str, str]] = []
         self._clips: list[Clip] = []
         self.indexed = [self._open_index(path) for path in config.meta_paths if is_parquet(path)]
@@ -117,6 +128,7 @@ class TalkingFaceDataset(Dataset):
                 self.rejected.append((str(record.video), " ".join(str(error).split())))
                 continue
             self._check_audio(f"{where}: audio_embeds {record.audio_embeds}", clip.audio_dim, clip.audio_encoder)
+            self._check_latents(clip)
             self._clips.append(clip)
         for index in self.indexed:
             for (dim, audio_encoder), row in index.audio_kinds.items():
@@ -130,10 +142,21 @@ class TalkingFaceDataset(Dataset):
             raise InputError(f"data.meta_paths: none of {num_clips} clips can serve ({left_out})")
         if self.rejected:
             logger.warning("%d of %d clips are left out: %s", len(self.rejected), len(rows), left_out)
-        self._order = ShuffledOrder(seed, len(self))
-        if name := config.balance_by:
-            facts = (record.facts[name] for record in self.records)
-            self._order = BalancedOrder(seed, [*facts, *(fact for index in self.indexed for fact in index.facts(name))])
+        facts = self._facts(config.balance_by) if config.balance_by else []
+        self._order = BalancedOrder(seed, facts) if facts else ShuffledOrder(seed, len(self))
+        self.summary = self._summarize(facts)
+
+    def _facts(self, name: str) -> list[str | int | float]:
+        """The values of a column, of each clip."""
+        known = (record.facts[name] for record in self.records)
+        return [*known, *(fact for index in self.indexed for fact in index.facts(name))]
+
+    def _summarize(self, facts: list[str | int | float]) -> str:
+        lengths = ((clip.record.video.name, clip.num_frames) for clip in self._clips)
+        digest = hashlib.sha256()
+        for row in itertools.chain(lengths, *(index.lengths() for index in self.indexed), facts):
+            digest.update(repr(row).encode())
+        return f"{len(self)} clips ({digest.hexdigest()[:8]})"
 
     def _check_audio(self, where: str, audio_dim: int, audio_encoder: EncoderRecord) -> None:
         """Raises an InputError unless hidden states are of the width and encoder of all others."""
@@ -147,6 +170,26 @@ class TalkingFaceDataset(Dataset):
             raise InputError(f"{where}: its hidden states are {made}; {again}")
         if not self._audio_encoder.digest:
             self._audio_encoder = audio_encoder  # of which more may be known
+
+    def _check_latents(self, clip: Clip) -> None:
+        """Raises an InputError if cached latents are another autoencoder's; warns once where they do not say whose."""
+        if clip.latents is None:
+            return
+        again = "make them again with `vexpress cache-latents` and the autoencoder that is trained with"
+        if self._latent_channels not in (None, clip.latents.shape[1]):
+            made = f"{clip.latents_path} has {clip.latents.shape[1]} channels, needed are {self._latent_channels}"
+            raise InputError(f"{made}; {again}", "data.latent_cache_dir", self.config.latent_cache_dir)
+        if not clip.latents.autoencoder and not self._warned:
+            self._warned = True
+            logger.warning(
+                "data.latent_cache_dir %s: latents of an earlier version, which do not say of what autoencoder and "
+                "video they are; if either may have changed, %s",
+                self.config.latent_cache_dir,
+                again,
+            )
+        if self._autoencoder and clip.latents.autoencoder not in ("", self._autoencoder):
+            problem = f"{clip.latents_path} is of another autoencoder; {again}"
+            raise InputError(problem, "data.latent_cache_dir", self.config.latent_cache_dir)
 
     def _open_index(self, path: str) -> IndexedClips:
         config = self.config
@@ -184,6 +227,7 @@ class TalkingFaceDataset(Dataset):
                 with index.open(number) as record:
                     clip = read_clip(record, self.config, self.latent_downsampling)
                     self._check_audio(index.name(number), clip.audio_dim, clip.audio_encoder)
+                    self._check_latents(clip)
                     yield clip, index.name(number)
                 return
             number -= len(index)

@@ -94,6 +94,11 @@ class IndexedClips:
         except OSError as error:
             raise InputError(f"{where}: {self.name(index)} cannot be read ({first_line(error)})") from error
 
+    def lengths(self) -> Iterator[tuple[str, int]]:
+        """Path of the video and number of frames, as the index says, of each clip."""
+        videos = self._table["video"].take(self._rows).to_pylist()
+        return zip(videos, self._numbers("num_frames")[self._rows].tolist())
+
     def facts(self, name: str) -> Iterator[str | int | float]:
         """The values of another column, of each clip.
 

@@ -1,9 +1,14 @@
-"""Latents of whole clips in files, so that training need not encode them."""
+"""Latents of whole clips in files, so that training need not encode them.
+
+A file's metadata say what it was made of: `autoencoder`, see `autoencoder_digest`, and the video's `sha256` and
+`mtime_ns`. Files of earlier versions say nothing, and are believed.
+"""
 
 import hashlib
 import itertools
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +19,49 @@ from torch import Tensor
 from vexpress.data.transforms import central_geometry, transform_frames
 from vexpress.diffusion.latents import Autoencoder, compute_latents, scale_latents
 from vexpress.errors import InputError, first_line
+from vexpress.files import hash_file
 from vexpress.media.video import read_frames
+from vexpress.weights import base_digest, load_vae
 
 LATENT_CACHE_KEYS = ("latents", "mirrored")
 """Tensors (f c h w) of a cache file: of the frames as they are and mirrored."""
+
+
+@dataclass(frozen=True)
+class CachedLatents:
+    """What is known of a cache file without reading its latents.
+
+    Attributes:
+        shape: of the latents, f c h w.
+        autoencoder: digest of what made them; "" is not known.
+        video_sha256: of the video's bytes, likewise.
+        video_mtime_ns: when the video was last written, likewise.
+    """
+
+    shape: tuple[int, int, int, int]
+    autoencoder: str
+    video_sha256: str
+    video_mtime_ns: str
+
+    def are_of(self, video_path: str | os.PathLike) -> bool:
+        """Whether the video is still the one that was encoded, or may be, where nothing is known."""
+        if not self.video_sha256 or str(os.stat(video_path).st_mtime_ns) == self.video_mtime_ns:
+            return True
+        return hash_file(video_path) == self.video_sha256  # copied or touched, or another video
+
+
+def autoencoder_digest(vae: Autoencoder, folder: str | os.PathLike) -> str:
+    """A digest of what latents depend on, the encoder and the latents' scale, the same for every dtype.
+
+    Args:
+        vae: in any dtype.
+        folder: that it was loaded from.
+    """
+    if vae.dtype == torch.bfloat16:  # shows less than the digest is of
+        vae = load_vae(folder)
+    parts = {name: part for name in ("encoder", "quant_conv") if (part := getattr(vae, name, None)) is not None}
+    scale = [vae.config.get(name) for name in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")]
+    return hashlib.sha256(f"{base_digest(parts)} {scale}".encode()).hexdigest()
 
 
 def latent_cache_path(cache_dir: str | os.PathLike, video_path: str | os.PathLike) -> Path:
@@ -35,8 +79,8 @@ def latent_cache_path(cache_dir: str | os.PathLike, video_path: str | os.PathLik
     return Path(cache_dir) / f"{hashlib.sha256(key).hexdigest()[:32]}.safetensors"
 
 
-def read_latents_shape(path: str | os.PathLike) -> tuple[int, int, int, int]:
-    """Reads the shape (f c h w) of cached latents, without reading them.
+def read_cached(path: str | os.PathLike) -> CachedLatents:
+    """Reads what a cache file says of itself.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -44,20 +88,22 @@ def read_latents_shape(path: str | os.PathLike) -> tuple[int, int, int, int]:
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {tuple(file.get_slice(key).get_shape()) for key in LATENT_CACHE_KEYS}
-            [shape] = shapes
-            num_frames, num_channels, height, width = shape
+            facts = file.metadata() or {}
+        [shape] = shapes
+        num_frames, num_channels, height, width = shape
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(
             f"cached latents {path}: missing or damaged; make them with `vexpress cache-latents`"
         ) from error
-    return num_frames, num_channels, height, width
+    known = (facts.get(key, "") for key in ("autoencoder", "sha256", "mtime_ns"))
+    return CachedLatents((num_frames, num_channels, height, width), *known)
 
 
 def load_latents(path: Path, frame_ids: Sequence[int], flip: bool) -> Tensor:
     """Reads latents (f c h w) float32 of these frames, mirrored if `flip`.
 
     Raises:
-        InputError: the file is not what it was when `read_latents_shape` read it.
+        InputError: the file is not what it was when `read_cached` read it.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -67,12 +113,18 @@ def load_latents(path: Path, frame_ids: Sequence[int], flip: bool) -> Tensor:
         raise InputError(f"cached latents {path}: cannot be read any more ({first_line(error)})") from error
 
 
-def is_cached(path: Path, latent_size: tuple[int, int]) -> bool:
-    """Whether the file is there, whole and of this height and width."""
+def is_cached(path: Path, video_path: Path, latent_size: tuple[int, int], autoencoder: str) -> bool:
+    """Whether the file is there and whole, of this height, width, video and autoencoder."""
     try:
-        return read_latents_shape(path)[2:] == latent_size
+        cached = read_cached(path)
+        return cached.shape[2:] == latent_size and cached.autoencoder == autoencoder and cached.are_of(video_path)
     except InputError:
         return False
+
+
+def video_facts(video_path: Path) -> dict[str, str]:
+    """What a cache file's metadata say of the video; to be read before it is encoded."""
+    return {"mtime_ns": str(video_path.stat().st_mtime_ns), "sha256": hash_file(video_path)}
 
 
 @torch.inference_mode()

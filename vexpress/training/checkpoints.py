@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vexpress.errors import InputError, first_line
+from vexpress.files import hash_file
 from vexpress.model_folder import read_config
-from vexpress.training.run_log import hash_file
 
 STATE_FILE = "trainer.json"
 NAME = re.compile(r"step_(\d{8})")
@@ -23,11 +23,13 @@ class Progress:
         step: number of updates.
         num_samples: that all processes together had been trained on.
         stage: name of the stage.
+        clips: number and digest of what the samples are of; "" in checkpoints of earlier versions.
     """
 
     step: int = 0
     num_samples: int = 0
     stage: str = ""
+    clips: str = ""
 
 
 def checkpoint_path(run_folder: Path, step: int) -> Path:
@@ -69,9 +71,9 @@ def read_progress(checkpoint: Path, verify: bool = True) -> Progress:
     """
     try:
         state = read_config(checkpoint / STATE_FILE)
-        progress = Progress(state["step"], state["num_samples"], state["stage"])
+        progress = Progress(state["step"], state["num_samples"], state["stage"], state.get("clips", ""))
         digests = state.get("sha256", {})
-        is_whole = [type(value) for value in vars(progress).values()] == [int, int, str] and isinstance(digests, dict)
+        is_whole = [*map(type, vars(progress).values())] == [int, int, str, str] and isinstance(digests, dict)
         if not is_whole or progress.num_samples < 0 or checkpoint.name != f"step_{progress.step:08d}":
             raise InputError(f"{STATE_FILE} is not what was saved")
         for name, digest in digests.items() if verify else ():

@@ -1,6 +1,5 @@
 """What a run leaves to read: a header, lines of metrics, and a picture of the loss."""
 
-import hashlib
 import json
 import logging
 import platform
@@ -12,11 +11,9 @@ from typing import Any
 
 import torch
 
-from vexpress.files import replacing
+from vexpress.files import hash_file, replacing
 
 logger = logging.getLogger(__name__)
-
-HASH_BLOCK_BYTES = 2**24
 
 
 class RunLog:
@@ -133,12 +130,3 @@ def describe_run(weight_paths: list[Path]) -> dict[str, str]:
         "commit": commit,
         **{str(path): f"sha256 {hash_file(path)}" for path in weight_paths},
     }
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

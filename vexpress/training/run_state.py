@@ -69,6 +69,7 @@ class RunState:
         lr_scheduler: saved here and not by accelerate, which would execute a pickle to read it back.
         ema: moving average of the trained weights, likewise; None for none.
         base_model: digest of what adapters are trained on; None where there are none.
+        clips: what the samples are of, for `Progress`.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class RunState:
         lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
         ema: EMAModel | None,
         base_model: str | None = None,
+        clips: str = "",
     ):
         self.config, self.accelerator, self.model, self.networks = config, accelerator, model, networks
-        self.lr_scheduler, self.ema, self.base_model = lr_scheduler, ema, base_model
+        self.lr_scheduler, self.ema, self.base_model, self.clips = lr_scheduler, ema, base_model, clips
         self.folder = Path(config.output_dir)
         self.export_folder = self.folder / "export"
 
@@ -114,7 +116,7 @@ class RunState:
                 "output_dir",
                 self.folder,
             )
-        self._warn_of_changes()
+        self._warn_of_changes(progress)
         self._load(path)
         logger.info("resuming at step %d from %s", progress.step, path)
         return progress.step, progress.num_samples
@@ -129,7 +131,14 @@ class RunState:
         for folder in (self.folder, self.folder / "validation"):
             remove_leftovers(folder)
 
-    def _warn_of_changes(self) -> None:
+    def _warn_of_changes(self, progress: Progress) -> None:
+        if progress.clips and progress.clips != self.clips:
+            logger.warning(
+                "data.meta_paths: the run so far saw %s, this one sees %s; it goes on with other samples than it would "
+                "have had",
+                progress.clips,
+                self.clips,
+            )
         path = self.folder / CONFIG_FILE
         if not path.exists():
             return
@@ -177,7 +186,7 @@ class RunState:
         final = checkpoint_path(self.folder, step)
         try:
             if not final.exists():
-                self._save_state(partial_path(final), Progress(step, num_samples, self.config.train_stage))
+                self._save_state(partial_path(final), Progress(step, num_samples, self.config.train_stage, self.clips))
                 logger.info("step %d | saved %s", step, final)
             if self._exported_step() != step:
                 self._export(step)

@@ -1,7 +1,6 @@
 """The training loop, the same for all stages: data -> latents -> objective -> gradient -> update."""
 
 import contextlib
-import hashlib
 import logging
 import signal
 import time
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from vexpress.data.dataset import TalkingFaceDataset
 from vexpress.data.formats import ClipRecord
+from vexpress.data.latent_cache import autoencoder_digest
 from vexpress.data.loading import SampleStream
 from vexpress.devices import DTYPES, process_number
 from vexpress.diffusion.latents import Autoencoder, vae_downsampling
@@ -73,7 +73,7 @@ class Trainer:
             self._build_optimizer()
             self.objective = build_objective(config, self.accelerator, self.networks, self.ema, self.vae, self.dtype)
             made = self.accelerator, self.model, self.networks, self.lr_scheduler, self.ema, self.base_model
-            self.state = RunState(config, *made)
+            self.state = RunState(config, *made, self.dataset.summary)
             self.step, self.num_samples = self.state.resume()
             self._held = stack.pop_all()
 
@@ -106,11 +106,10 @@ class Trainer:
 
     def _check_same_clips(self) -> None:
         """Raises an InputError if processes see other clips: sample n would be another one on each."""
-        names = "\n".join(record.video.name for record in self.dataset.records)
-        seen = gather_object([(len(self.dataset), hashlib.sha256(names.encode()).hexdigest())])
+        seen = gather_object([self.dataset.summary])
         for process, clips in enumerate(seen):
             if clips != seen[0]:
-                problem = f"process {process} can use {clips[0]} clips, and process 0 {seen[0][0]}, or others"
+                problem = f"process {process} can use {clips}, and process 0 {seen[0]}"
                 paths = self.config.data.meta_paths
                 raise InputError(f"{problem}: all must see the same files", "data.meta_paths", paths)
 
@@ -122,6 +121,8 @@ class Trainer:
             latent_downsampling=vae_downsampling(self.vae),
             audio_dim=self.networks.audio_projection.config.embedding_dim,
             audio_encoder=self.audio_encoder,
+            latent_channels=self.vae.config.latent_channels,
+            autoencoder=self.config.data.latent_cache_dir and autoencoder_digest(self.vae, self.config.vae_model_path),
             only_reference=is_taught,
             for_syncnet=bool(self.config.sync_loss_weight),
         )

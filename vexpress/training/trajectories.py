@@ -17,12 +17,11 @@ from torch.utils.data import Dataset, default_collate
 from vexpress.data.dataset import TalkingFaceDataset
 from vexpress.diffusion.latents import Autoencoder, vae_downsampling
 from vexpress.errors import InputError, first_line
-from vexpress.files import replacing
+from vexpress.files import hash_file, replacing
 from vexpress.model_folder import LAYOUT, SUFFIXES
 from vexpress.training.batches import prepare_batch
 from vexpress.training.config import TrainConfig
 from vexpress.training.objectives import Objective
-from vexpress.training.run_log import hash_file
 from vexpress.training.stages import STAGES
 from vexpress.training.teacher import Teacher, teacher_folder, teacher_options
 
@@ -55,7 +54,7 @@ class TaughtDataset(Dataset):
 
     def __init__(self, dataset: TalkingFaceDataset, folder: Path, num_samples: int):
         self.dataset, self.folder, self.num_samples = dataset, folder, num_samples
-        self.config, self.records = dataset.config, dataset.records
+        self.config, self.records, self.summary = dataset.config, dataset.records, dataset.summary
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -136,7 +135,8 @@ def _digest(dataset: TalkingFaceDataset, config: TrainConfig, dtype: torch.dtype
             [str(path), path.stat().st_size, path.stat().st_mtime_ns]
             for record in dataset.records
             for path in (record.video, record.face_info, record.audio_embeds)
-        ],
+        ]
+        + [dataset.summary] * bool(dataset.indexed),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

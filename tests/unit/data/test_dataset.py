@@ -2,7 +2,9 @@ import gc
 import itertools
 import json
 import logging
+import os
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from tests import tiny
@@ -30,13 +32,14 @@ from vexpress.data.formats import (
     save_face_info,
     save_metadata,
 )
-from vexpress.data.latent_cache import LATENT_CACHE_KEYS, latent_cache_path
+from vexpress.data.latent_cache import LATENT_CACHE_KEYS, autoencoder_digest, latent_cache_path, read_cached
 from vexpress.data.loading import SampleStream, start_workers
 from vexpress.data.order import random_frame_ids
 from vexpress.data.transforms import lip_mask_box
 from vexpress.diffusion.latents import scale_latents
 from vexpress.errors import InputError
 from vexpress.media.keypoints import render_v_kps
+from vexpress.weights import load_vae
 
 ROOT = Path(__file__).parents[3]
 TRAINING_CLIP = ROOT.parent / "shared" / "samples" / "training_clip"
@@ -429,12 +432,14 @@ def test_latents_are_cached_once_and_missing_ones_named(tmp_path, cache_latents,
     save_metadata(tmp_path / "m.json", clips)
     cache_dir.mkdir()
     done = latent_cache_path(cache_dir, clips[0].video)
-    save_file({key: torch.zeros(12, 4, 4, 4) for key in LATENT_CACHE_KEYS}, done)
     clips[1].video.write_bytes(b"no video")
+    assert cache_latents("--meta_path", tmp_path / "m.json", "--cache_dir", cache_dir)[0] == 1
+    made, inode = done.read_bytes(), done.stat().st_ino
+    os.utime(clips[0].video)  # touched, and still the same
     result = cache_latents("--meta_path", tmp_path / "m.json", "--cache_dir", cache_dir)
     assert result == (1, f"{cache_dir}: 0 clips encoded, 1 were there, 1 failed\n")
     assert "b.mp4: FFmpeg cannot read it" in caplog.text
-    assert load_file(done)["latents"].count_nonzero() == 0  # not encoded anew
+    assert (done.read_bytes(), done.stat().st_ino) == (made, inode)  # not encoded anew
     assert list(cache_dir.iterdir()) == [done]
 
     write_clip(tmp_path, "b", num_frames=12)
@@ -443,6 +448,82 @@ def test_latents_are_cached_once_and_missing_ones_named(tmp_path, cache_latents,
     assert [(Path(name).name, "cached latents" in reason) for name, reason in fitting.rejected] == [("b.mp4", True)]
     with pytest.raises(InputError, match=r"12 frames of \[4, 4\], needed are 12 of \[8, 8\].*missing or damaged"):
         TalkingFaceDataset(config, seed=0)
+
+
+def pad(path: Path, num_bytes: int) -> None:
+    """Makes an MP4 this large."""
+    with open(path, "ab") as file:
+        missing = num_bytes - path.stat().st_size
+        file.write(missing.to_bytes(4, "big") + b"free" + bytes(missing - 8))
+
+
+def test_latents_of_another_video_are_made_anew(tmp_path, cache_latents):
+    clips = [write_clip(tmp_path, name, num_frames=12, seed=seed) for seed, name in enumerate("ab")]
+    pad(clips[0].video, 100_000)
+    save_metadata(tmp_path / "m.json", clips)
+    cache_dir = tmp_path / "cache"
+    config = make_config(tmp_path / "m.json", train_width=32, train_height=32, reference_margin=4)
+    config = replace(config, latent_cache_dir=str(cache_dir))
+    assert cache_latents("--meta_path", tmp_path / "m.json", "--cache_dir", cache_dir)[0] == 0
+    assert TalkingFaceDataset(config, seed=0).rejected == []
+
+    shutil.copy(clips[1].video, clips[0].video)
+    pad(clips[0].video, 100_000)  # another video under the same name, as large
+    [(name, reason)] = TalkingFaceDataset(config, seed=0).rejected
+    assert (name, "are of another video than" in reason) == (str(clips[0].video), True)
+    result = cache_latents("--meta_path", tmp_path / "m.json", "--cache_dir", cache_dir)
+    assert result == (0, f"{cache_dir}: 1 clips encoded, 1 were there, 0 failed\n")
+    assert TalkingFaceDataset(config, seed=0).rejected == []
+
+
+def test_latents_of_another_autoencoder_are_refused_and_made_anew(tmp_path, cache_latents, vae_path):
+    save_metadata(tmp_path / "m.json", [write_clip(tmp_path, "a", num_frames=12)])
+    cache_dir = tmp_path / "cache"
+    config = make_config(tmp_path / "m.json", train_width=32, train_height=32, reference_margin=4)
+    config = replace(config, latent_cache_dir=str(cache_dir))
+    other = tiny.vae()
+    with torch.no_grad():
+        other.encoder.conv_in.weight.mul_(1.1)
+    other.save_pretrained(tmp_path / "other")
+    arguments = ["--meta_path", tmp_path / "m.json", "--cache_dir", cache_dir]
+    assert cache_latents(*arguments, "--vae_path", tmp_path / "other")[0] == 0
+
+    digest = autoencoder_digest(load_vae(vae_path), vae_path)
+    TalkingFaceDataset(config, seed=0, autoencoder=autoencoder_digest(other, tmp_path / "other"))
+    with pytest.raises(InputError, match=r"data.latent_cache_dir=\S+: \S+ is of another autoencoder; make them again"):
+        TalkingFaceDataset(config, seed=0, autoencoder=digest)
+    assert cache_latents(*arguments) == (0, f"{cache_dir}: 1 clips encoded, 0 were there, 0 failed\n")
+    TalkingFaceDataset(config, seed=0, autoencoder=digest)
+
+
+def test_an_autoencoder_is_known_by_its_encoder_and_scale_alone(tmp_path, vae_path):
+    vae = tiny.vae()
+    digest = autoencoder_digest(vae, vae_path)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert autoencoder_digest(load_vae(vae_path, dtype), vae_path) == digest
+    with torch.no_grad():
+        vae.decoder.conv_in.weight.mul_(1.1)
+    assert autoencoder_digest(vae, vae_path) == digest
+    vae.register_to_config(scaling_factor=0.5)
+    assert autoencoder_digest(vae, vae_path) != digest
+
+
+def test_latents_of_unknown_making_are_believed_with_a_warning_but_not_their_channels(tmp_path, caplog, cache_latents):
+    clips = [write_clip(tmp_path, name, num_frames=12) for name in ("a", "b")]
+    save_metadata(tmp_path / "m.json", clips)
+    cache_dir = tmp_path / "cache"
+    cache_dir.mkdir()
+    latents = {key: torch.zeros(12, 8, 4, 4) for key in LATENT_CACHE_KEYS}
+    for clip in clips:
+        save_file(latents, latent_cache_path(cache_dir, clip.video))
+    config = make_config(tmp_path / "m.json", train_width=32, train_height=32, reference_margin=4)
+    config = replace(config, latent_cache_dir=str(cache_dir))
+    with pytest.raises(InputError, match=r"data.latent_cache_dir=\S+: \S+ has 8 channels, needed are 4; make them"):
+        TalkingFaceDataset(config, seed=0, latent_channels=4, autoencoder="some")
+    dataset = TalkingFaceDataset(config, seed=0, latent_channels=8, autoencoder="some")
+    assert (len(dataset), caplog.text.count("of an earlier version")) == (2, 1)
+    cache_latents("--meta_path", tmp_path / "m.json", "--cache_dir", cache_dir)
+    assert all(read_cached(path).autoencoder for path in cache_dir.iterdir())  # made anew
 
 
 @pytest.mark.parametrize(
