@@ -21,6 +21,7 @@ from vexpress.errors import InputError, first_line
 from vexpress.storage import child, is_remote, local_copy, to_path
 
 MUST_HAVE = (*NEEDED_PATH_KEYS, "num_frames", "audio_dim")
+NUM_LISTED = 4096  # rows as Python objects at a time, which are ten times larger
 
 
 class IndexedClips:
@@ -96,8 +97,10 @@ class IndexedClips:
 
     def lengths(self) -> Iterator[tuple[str, int]]:
         """Path of the video and number of frames, as the index says, of each clip."""
-        videos = self._table["video"].take(self._rows).to_pylist()
-        return zip(videos, self._numbers("num_frames")[self._rows].tolist())
+        videos, lengths = self._table["video"], self._numbers("num_frames")
+        for start in range(0, len(self._rows), NUM_LISTED):
+            rows = self._rows[start : start + NUM_LISTED]
+            yield from zip(videos.take(rows).to_pylist(), lengths[rows].tolist())
 
     def facts(self, name: str) -> Iterator[str | int | float]:
         """The values of another column, of each clip.
