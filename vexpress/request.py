@@ -22,7 +22,7 @@ from vexpress.errors import InputError
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.compositing import Box, PasteBack, even_picture
 from vexpress.media.faces import FaceDetector, head_and_shoulders_box
-from vexpress.media.images import load_image
+from vexpress.media.images import given_to_rgb, load_image
 from vexpress.media.keypoints import KpsSequence, fit_to_clip, load_kps, retarget
 from vexpress.media.random_access import count_frames, read_frames_at
 from vexpress.media.retargeting import choose_strategy, move_face, relative_retarget
@@ -265,7 +265,7 @@ def prepare_portrait(
         InputError: the picture cannot be read, or shows no face.
     """
     given = request.reference_image
-    image = given.convert("RGB") if isinstance(given, Image.Image) else load_image(given)
+    image = given_to_rgb(given, "reference_image") if isinstance(given, Image.Image) else load_image(given)
     max_px = request.max_whole_px
     if request.motion.paste_back and max(image.size) > max_px:
         logger.warning("`paste_back`: the picture of %dx%d px is made smaller, to %d px", *image.size, max_px)

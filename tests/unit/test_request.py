@@ -13,7 +13,7 @@ from vexpress.media.faces import Face, FaceDetector
 from vexpress.media.keypoints import KpsSequence
 from vexpress.media.retargeting import measure_pose, relative_retarget
 from vexpress.options import MotionOptions, SamplingOptions
-from vexpress.request import Request, prepare_request
+from vexpress.request import Request, prepare_portrait, prepare_request
 
 SIZE_PX = 128
 FACE = torch.tensor([[45.0, 50.0], [80.0, 52.0], [64.0, 75.0]])
@@ -117,6 +117,21 @@ def test_a_face_at_the_border_moves_less_and_stays_within(caplog):
         kps = prepared(detector=AtTheBorder, motion_strength=3.0)
     assert kps.min() >= 0.02 * SIZE_PX - 1e-3 and (kps.max() - kps.min()) > 30
     assert "stays within the frame" in caplog.text
+
+
+# Portraits ------------------------------------------------------------------------------------------------------------
+def test_a_picture_of_a_program_is_taken_as_a_file_is(tmp_path):
+    size = (SIZE_PX, SIZE_PX)
+    grey = Image.fromarray(np.full(size, 40000, np.uint16))
+    for picture in (Image.new("RGBA", size, (200, 0, 0, 0)), Image.new("RGBA", size, (200, 0, 0, 128)), grey):
+        picture.save(tmp_path / "portrait.png")
+        of_program, of_file = (
+            prepare_portrait(Request(given, SPEECH), OPTIONS, OneFace)[0]
+            for given in (picture, tmp_path / "portrait.png")
+        )
+        assert of_program.tobytes() == of_file.tobytes()
+    with pytest.raises(InputError, match="^reference_image: cannot be read .pixels of mode F"):
+        prepare_portrait(Request(Image.new("F", size), SPEECH), OPTIONS, OneFace)
 
 
 # Driving keypoints ----------------------------------------------------------------------------------------------------

@@ -162,6 +162,18 @@ def to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
+def given_to_rgb(image: Image.Image, field: str) -> Image.Image:
+    """As `to_rgb`, of a picture that a program hands over: its file may be read as late as here.
+
+    Raises:
+        InputError: it cannot be read, or its pixels have no known range.
+    """
+    try:
+        return to_rgb(image, field)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"cannot be read ({first_line(error)})", field) from error
+
+
 def _to_srgb(image: Image.Image, profile: bytes | None, name: str | os.PathLike) -> Image.Image:
     """Converts colours by an ICC profile; without one, or with one that does not fit, they are taken for sRGB."""
     if profile is None:

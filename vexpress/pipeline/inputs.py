@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vexpress.errors import InputError, first_line
-from vexpress.media.images import to_rgb
+from vexpress.media.images import given_to_rgb
 from vexpress.media.keypoints import MAX_KPS_PX
 from vexpress.models.attributes import ATTRIBUTES
 from vexpress.options import CALL, SamplingOptions, option_fields
@@ -102,10 +102,8 @@ def prepare_image(image: Any, height: Any, width: Any, multiple: int) -> Image.I
         is_whole = type(size[name]) is int
         if not is_whole or not 0 < size[name] <= MAX_SIZE_PX or size[name] % multiple:
             raise InputError(f"must be a multiple of {multiple}, up to {MAX_SIZE_PX}", name, size[name])
-    try:
-        return to_rgb(image, "reference_image").resize((size["width"], size["height"]), Image.Resampling.LANCZOS)
-    except (OSError, ValueError, SyntaxError) as error:  # pictures are read as late as here
-        raise InputError(f"cannot be read ({first_line(error)})", "reference_image") from error
+    image = given_to_rgb(image, "reference_image")
+    return image.resize((size["width"], size["height"]), Image.Resampling.LANCZOS)
 
 
 def prepare_audio_tokens(tokens: Any, shape: tuple[int, ...], waveform: Any) -> Tensor:
