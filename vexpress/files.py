@@ -96,6 +96,14 @@ def hash_file(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def in_one_order(content: bytes) -> bytes:
+    """A safetensors file with a sorted header, since the library writes metadata in an order by chance."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # tensors start at multiples of 8
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
 def sync(path: Path) -> None:
     """Has the disk hold a file, or a folder's list of names, before this returns."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from vexpress.errors import InputError, first_line
+from vexpress.files import hash_file
 from vexpress.weights import read_state_dict
 from vexpress.weights.state_dicts import check_finite
 
@@ -52,16 +53,7 @@ def hash_prefix(path: str | PathLike) -> str:
     if path.is_dir():
         parts = [hash_prefix(file) for file in sorted(path.glob("*.onnx"))]
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:HASH_LETTERS]
-    return compute_sha256(path)[:HASH_LETTERS]
-
-
-def compute_sha256(path: Path) -> str:
-    """Computes the SHA-256 of a file in hexadecimal digits."""
-    result = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            result.update(part)
-    return result.hexdigest()
+    return hash_file(path)[:HASH_LETTERS]
 
 
 def is_script(path: Path) -> bool:

@@ -59,6 +59,11 @@ def write(path, pipe, digest, weights=None, rank=2):
     return path
 
 
+def test_the_same_weights_make_the_same_file(pipe, path, digest, tmp_path):
+    for i in range(8):  # the library's order is by chance
+        assert write(tmp_path / f"{i}.safetensors", pipe, digest).read_bytes() == path.read_bytes()
+
+
 def latents(pipe) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     kps = torch.tensor([[20.0, 30], [44, 30], [32, 44]]).expand(2, 3, 2)

@@ -13,8 +13,9 @@ from vexpress.errors import InputError
 from vexpress.evaluation.evaluate import find_networks, load_networks
 from vexpress.evaluation.features import ClipFeatures, FrameFeatures
 from vexpress.evaluation.metric_networks import ClipNetwork, FrameNetwork, load_metric_network, save_metric_network
+from vexpress.files import hash_file
 from vexpress.model_folder import EMBEDDED_MODEL_DIR
-from vexpress.network_files import compute_sha256, hash_prefix
+from vexpress.network_files import hash_prefix
 from vexpress.syncnet import load_syncnet, save_syncnet
 
 SMALL = {"frame_px": 8, "widths": (3, 4), "num_features": 5}
@@ -71,7 +72,7 @@ def test_a_program_in_a_model_folder_is_run_only_if_it_is_named_or_known(tmp_pat
     assert victim.exists()  # else this test shows nothing
 
     caplog.clear()
-    networks = load_networks(found, "cpu", trusted=[compute_sha256(script)])
+    networks = load_networks(found, "cpu", trusted=[hash_file(script)])
     assert networks.frames is not None
     assert caplog.text == ""
 

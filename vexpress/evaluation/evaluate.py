@@ -17,7 +17,8 @@ from vexpress.evaluation.pictures import save_pictures
 from vexpress.evaluation.report import Report, save_report
 from vexpress.evaluation.rows import build_group_rows, build_rows
 from vexpress.evaluation.settings import Settings
-from vexpress.network_files import compute_sha256, is_script
+from vexpress.files import hash_file
+from vexpress.network_files import is_script
 from vexpress.syncnet import PLACES as SYNCNET_PLACES
 from vexpress.syncnet import load_syncnet
 
@@ -67,7 +68,7 @@ def load_networks(
         path = paths[field]
         if path is None:
             networks.missing[metric] = f"give `{field}`"
-        elif is_script(path) and field not in named and not (trusted and compute_sha256(path) in trusted):
+        elif is_script(path) and field not in named and not (trusted and hash_file(path) in trusted):
             networks.missing[metric] = f"{path} is a program, which can write any file; if you trust it, give `{field}`"
         else:
             features = features_class(path, device, trusted)

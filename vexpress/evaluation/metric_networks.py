@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vexpress.errors import InputError, first_line
-from vexpress.files import replacing
+from vexpress.files import in_one_order, replacing
 from vexpress.network_files import give_weights
 
 CLIP_FRAMES = 16
@@ -78,7 +78,7 @@ def save_metric_network(path: str | PathLike, network: FrameNetwork | ClipNetwor
     facts = {"network": type(network).__name__, "sizes": json.dumps(network.sizes), "kind": kind}
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as temporary:
-        safetensors.torch.save_file(weights, temporary, metadata=facts)
+        temporary.write_bytes(in_one_order(safetensors.torch.save(weights, facts)))
 
 
 def load_metric_network(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vexpress.errors import InputError, first_line
-from vexpress.files import replacing
+from vexpress.files import in_one_order, replacing
 from vexpress.media.archives import check_unpacked_size
 from vexpress.options import KPS_EXTEND, RELEASED_STRATEGIES
 
@@ -289,7 +289,8 @@ def save_kps(path: str | Path, sequence: KpsSequence, field: str = "kps_sequence
     if path.suffix.lower() == ".npz":
         np.savez(content, kps=kps.numpy(), **facts)
     elif path.suffix.lower() == ".safetensors":
-        content.write(safetensors.torch.save({"kps": kps}, {key: str(value) for key, value in facts.items()}))
+        texts = {key: str(value) for key, value in facts.items()}
+        content.write(in_one_order(safetensors.torch.save({"kps": kps}, texts)))
     else:
         torch.save([frame.copy() for frame in kps.numpy()], content)
     with replacing(path) as temporary:

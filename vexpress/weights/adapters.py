@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vexpress.errors import InputError, first_line
-from vexpress.files import replacing
+from vexpress.files import in_one_order, replacing
 from vexpress.models.lora import (
     DEFAULT_NAME,
     adaptable_layers,
@@ -75,8 +75,9 @@ def save_adapter(path: str | PathLike, adapter: Adapter) -> None:
         for key, tensor in part.items()
     }
     facts = {"rank": str(adapter.rank), "targets": json.dumps(adapter.targets), "base_model": adapter.base_model}
+    content = safetensors.torch.save(weights, {"format": FORMAT, "version": VERSION, **facts})
     with replacing(path) as temporary:
-        safetensors.torch.save_file(weights, temporary, {"format": FORMAT, "version": VERSION, **facts})
+        temporary.write_bytes(in_one_order(content))
 
 
 def load_adapter(path: str | PathLike) -> Adapter:

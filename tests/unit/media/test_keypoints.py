@@ -100,6 +100,12 @@ def test_retarget_refuses_what_it_cannot_do():
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
+def test_the_same_keypoints_make_the_same_file(tmp_path):
+    for i in range(8):
+        save_kps(tmp_path / f"{i}.safetensors", KpsSequence(ramp(3), 25.0, 64, 48))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 @pytest.mark.parametrize("facts", [(29.97, 512, 640), (None, None, None)])
 def test_our_files_keep_rate_and_size(tmp_path, suffix, facts):
