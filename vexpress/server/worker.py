@@ -1,6 +1,8 @@
 """The thread that takes jobs from the queue, one after the other."""
 
+import contextlib
 import logging
+import re
 import shutil
 import sqlite3
 import threading
@@ -17,10 +19,12 @@ from vexpress.server.engine import Engine
 from vexpress.server.jobs import Progress, make_video
 from vexpress.server.metrics import Metrics
 from vexpress.server.problems import Problem
-from vexpress.server.requests import VideoRequest
+from vexpress.server.requests import DRIVING_KPS, SPOKEN, VideoRequest
+from vexpress.server.schema import FILE_FIELDS
 from vexpress.server.settings import ServeSettings
 from vexpress.server.store import JOB_ID, Job, JobStore
 from vexpress.server.turns import StoppedError, Watch
+from vexpress.server.uploads import JSON_BODY
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,9 @@ HEARTBEAT_SECONDS = 1.0
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 2.0  # after an error of the list of jobs, such as a full disk
 ABANDONED_SECONDS = 3600  # a folder without a job that nothing was written to for so long; uploads take less
+FORMER_NAME = re.compile(r"tmp[a-z0-9_]{8}")
+"""Folders beside that of the jobs, in which earlier versions kept the files of a request that is no job."""
+FORMER_FILES = {*FILE_FIELDS, JSON_BODY, SPOKEN, DRIVING_KPS, "kps.npz", "kps.safetensors", "kps.pth"}
 
 
 class Worker:
@@ -59,6 +66,7 @@ class Worker:
 
     def start(self) -> None:
         """Takes up what a former process left, and begins."""
+        self._delete_former()
         self.sweep()
         self._thread.start()
         self._heart.start()
@@ -103,6 +111,15 @@ class Worker:
         """Deletes jobs whose time is over and folders that belong to no job, and takes up what lost its owner."""
         self._delete_old()
         self.store.take_up()
+
+    def _delete_former(self) -> None:
+        for folder in self.jobs_dir.parent.iterdir():
+            if not FORMER_NAME.fullmatch(folder.name) or folder.is_symlink():
+                continue
+            with contextlib.suppress(OSError):  # no folder, or one of somebody else
+                is_ours = {path.name for path in folder.iterdir()} <= FORMER_FILES
+                if is_ours and time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(folder)
 
     def _delete_old(self) -> None:
         for job_id in self.store.ended_before(time.time() - self.settings.keep_hours * 3600):

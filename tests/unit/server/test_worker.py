@@ -167,6 +167,30 @@ def test_a_sweep_deletes_only_what_is_ours(service):
     assert all((folder / "chapter.txt").is_file() for folder in others)
 
 
+def test_what_earlier_versions_left_beside_the_jobs_is_deleted(service):
+    def folder(name: str, file: str, seconds: float):
+        path = service.data_dir / name
+        path.mkdir()
+        (path / file).write_text("x")
+        os.utime(path, (time.time() - seconds,) * 2)
+        return path
+
+    long = 10 * worker_module.ABANDONED_SECONDS
+    ours = [folder("tmp0aw_9xyz", "portrait", long), folder("tmpabcdefgh", "kps.npz", long)]
+    others = [
+        folder("tmpabcd1234", "portrait.png", long),
+        folder("tmp_of_mine", "chapter.txt", long),
+        folder("tmp", "portrait", long),
+        folder("tmp01234567", "portrait", 1000),
+    ]
+    (service.data_dir / "tmpfile0123").write_text("x")
+    (service.data_dir / "tmplink0123").symlink_to(others[0])
+    service.worker.start()
+    assert not any(path.exists() for path in ours)
+    assert all(any(path.iterdir()) for path in others)
+    assert (service.data_dir / "tmpfile0123").exists() and (service.data_dir / "tmplink0123").is_symlink()
+
+
 def test_the_mode_of_a_folder_that_was_there_stays(tmp_path):
     def modes(folder):
         service = Service(Engine(EMBEDDED_MODEL_DIR, "cpu"), ServeSettings(data_dir=str(folder)))
