@@ -22,13 +22,13 @@ HAS_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # s
 def hold_run_folder(folder: Path) -> Iterator[None]:
     """Keeps other processes' runs out of a folder; for the main process of a run.
 
-    The folder is made if it is missing, and removed again if nothing was put into it. The lock is the system's: it ends
-    with the process, however that ends, and data workers, which are forked, do not inherit it.
+    The folder is made if it is missing, with those above it, and removed again if nothing was put into it. The lock is
+    the system's: it ends with the process, however that ends, and data workers, which are forked, do not inherit it.
 
     Raises:
         InputError: another run works there, or the folder cannot be written.
     """
-    is_new = not folder.exists()
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _take_lock(folder)
@@ -40,9 +40,9 @@ def hold_run_folder(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             (folder / LOCK_NAME).unlink(missing_ok=True)  # before another run can lock this file
         os.close(descriptor)
-        if is_new:
-            with contextlib.suppress(OSError):  # not empty: a run
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # not empty: a run
+            for path in missing:
+                path.rmdir()
 
 
 def _take_lock(folder: Path) -> int:

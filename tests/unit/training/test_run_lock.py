@@ -59,9 +59,10 @@ def test_children_of_a_killed_run_do_not_hold_its_folder(tmp_path):
 
 
 def test_a_folder_that_was_made_for_nothing_goes_again(tmp_path):
-    with hold_run_folder(tmp_path / "new"):
-        pass
-    assert not (tmp_path / "new").exists()
+    for name in ("new", "new/person/run"):
+        with hold_run_folder(tmp_path / name):
+            pass
+        assert not (tmp_path / "new").exists()
     (tmp_path / "old").mkdir()
     with hold_run_folder(tmp_path / "old"):
         pass
