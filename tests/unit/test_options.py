@@ -92,7 +92,7 @@ def test_live_leaves_a_student_its_own_steps_and_overlap(tmp_path):
     )
     values = load_model_defaults(tmp_path, "live")
     assert (values["num_inference_steps"], values["context_overlap"], values["guidance_scale"]) == (1, 4, 1.0)
-    assert load_model_defaults(tmp_path, "fast")["num_inference_steps"] == 12
+    assert load_model_defaults(tmp_path, "fast")["num_inference_steps"] == 13
 
 
 def test_a_student_is_warned_of_other_steps_than_it_learned():
