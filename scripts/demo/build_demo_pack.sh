@@ -59,6 +59,7 @@ drawn() { # drawn NAME SPLIT CLIPS ARGUMENTS...: a set of drawn people
 drawn data train 640
 drawn silence train 32 --silent --seed 3
 drawn blinks train 160 --seed 4 --blink_rate 4 # closed lids are rare otherwise
+drawn glances train 160 --seed 5 --glance_rate 2 # eyes that look up and down move by half a pixel
 drawn heldout heldout 32
 drawn heldout_pack heldout 10 --seconds 2 --seed 1
 drawn heldout_choice heldout 16 --seconds 2 --seed 2 # to choose the sampling by
@@ -70,7 +71,7 @@ embed() { # embed NAME: audio states of a set
 audio_and_faces() {
     part audio_encoder "$python" -m scripts.demo.train_audio_encoder \
         --data_dir "$work/data" --heldout_dir "$work/heldout" --output_dir "$work/audio_encoder" || return 1
-    for split in data silence blinks heldout heldout_pack; do
+    for split in data silence blinks glances heldout heldout_pack; do
         embed "$split" || return 1
     done
     part motion_train "$python" -m scripts.demo.head_motion_law --output_dir "$work/motion_train" --num_clips 288 || return 1
@@ -96,7 +97,7 @@ until [ -e "$work/vae/joint/config.json" ] && [ -e "$work/done/audio_embeds_held
     sleep 5
 done
 mkdir -p "$work/base_model"
-for split in data silence blinks; do
+for split in data silence blinks glances; do
     part "latents_$split" "$python" scripts/prepare_dataset/cache_latents.py --meta_path "$work/$split/metadata.json" \
         --cache_dir "$work/latents" --vae_path "$work/vae/joint" --width 128 --height 128
 done

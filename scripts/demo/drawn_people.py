@@ -157,7 +157,12 @@ def random_person(rng: np.random.Generator, natural: bool = True) -> Person:
 
 
 def random_motion(
-    rng: np.random.Generator, num_frames: int, fps: float, amount: float = 1.0, blink_rate: float = 1.0
+    rng: np.random.Generator,
+    num_frames: int,
+    fps: float,
+    amount: float = 1.0,
+    blink_rate: float = 1.0,
+    glance_rate: float = 1.0,
 ) -> Motion:
     """Makes random smooth motion of head, lids, gaze, brows and smile.
 
@@ -166,6 +171,7 @@ def random_motion(
         num_frames: of the motion; likewise `fps`.
         amount: scales the head's motion, 0 holds it still.
         blink_rate: how much more often than people the face blinks.
+        glance_rate: how much more often, and further, than people it looks aside.
     """
 
     def wander(reach: float, seconds: float) -> np.ndarray:
@@ -184,9 +190,9 @@ def random_motion(
         blink += rng.uniform(1.5, 4.5) / blink_rate * fps
     if rng.random() < 0.3:  # narrow eyes, which a blink alone shows for a frame or two
         lids = lids * np.clip(0.7 + wander(0.2, 0.4), 0.3, 1)[:, None]
-    glances = scipy.ndimage.gaussian_filter1d(
-        np.repeat(rng.normal(0, 0.5, (num_frames // 12 + 1, 2)), 12, axis=0)[:num_frames], 1.0, axis=0, mode="nearest"
-    )
+    hold = round(12 / glance_rate)  # frames
+    glances = np.repeat(rng.normal(0, 0.5 * glance_rate, (num_frames // hold + 1, 2)), hold, axis=0)[:num_frames]
+    glances = scipy.ndimage.gaussian_filter1d(glances, 1.0, axis=0, mode="nearest")
     start = rng.normal(size=5) * [0.015, 0.012, 0.04, 0.12, 0.03]
     return Motion(
         shift=np.stack([start[0] + wander(0.012, 0.5), start[1] + wander(0.009, 0.5)], 1) * amount,

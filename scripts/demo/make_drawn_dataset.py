@@ -102,16 +102,16 @@ def write_drawn_clip(
     fps: int,
     size_px: int,
     silent: bool = False,
-    blink_rate: float = 1.0,
+    **rates: float,
 ) -> dict:
-    """Writes one clip with its labels and returns its row of the metadata."""
+    """Writes one clip with its labels and returns its row of the metadata; `rates` are those of `random_motion`."""
     torch.set_num_threads(1)
     rng = np.random.default_rng((seed, sorted(SPLITS).index(split), index))
     num_samples = round(num_frames / fps * WAV2VEC2_RATE_HZ)
     waveform, facts = random_silence(rng, num_samples) if silent else random_speech(rng, split, num_samples)
     # Loudness is relative to the clip, so noise alone would open the mouth.
     mouth = mouth_from_speech(np.zeros_like(waveform) if silent else waveform, WAV2VEC2_RATE_HZ, num_frames, fps)
-    person, motion = random_person(rng), random_motion(rng, num_frames, fps, blink_rate=blink_rate)
+    person, motion = random_person(rng), random_motion(rng, num_frames, fps, **rates)
     name = f"{split}_{index:04d}"
     return write_labelled_clip(folder, name, person, motion, mouth, waveform, fps, size_px, ENCODING) | facts
 
@@ -208,9 +208,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--silent", action="store_true", help="nobody speaks, and mouths stay closed")
     parser.add_argument("--blink_rate", type=float, default=1.0, help="how much more often than people faces blink")
+    parser.add_argument("--glance_rate", type=float, default=1.0, help="how much more often and further they look aside")
     args = parse_dataset_arguments(parser, arguments, num_clips=400, seconds=3.0, size=128)
-    check_range("blink_rate", args.blink_rate, 0.01, 100)
-    write_dataset(args, write_drawn_clip, "drawn faces", silent=args.silent, blink_rate=args.blink_rate)
+    rates = {name: getattr(args, name) for name in ("blink_rate", "glance_rate")}
+    for name, rate in rates.items():
+        check_range(name, rate, 0.01, 10)
+    write_dataset(args, write_drawn_clip, "drawn faces", silent=args.silent, **rates)
 
 
 if __name__ == "__main__":
