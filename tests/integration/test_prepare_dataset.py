@@ -34,6 +34,7 @@ from vexpress.data.formats import (
 from vexpress.media.audio import Audio, load_audio
 from vexpress.media.faces import FaceAnalyzer
 from vexpress.media.video import probe_video, read_frames
+from vexpress.prepare import folder
 
 TRAINING_CLIP_DIR = tiny.SHARED_DIR / "samples" / "training_clip"
 TALK, ODD, CUT = "talk one.mp4", "sub dir/ünï 'quoted' \"x\".mkv", os.fsdecode(b"cut-\xff.mp4")
@@ -152,6 +153,47 @@ def test_a_second_run_does_nothing(dataset_dir, prepare, raw_dir, monkeypatch):
     before, metadata = state_of(dataset_dir), (dataset_dir / "metadata.json").read_bytes()
     assert prepare(input_dir=raw_dir, output_dir=dataset_dir) == 0
     assert state_of(dataset_dir) == before and (dataset_dir / "metadata.json").read_bytes() == metadata
+
+
+def test_a_second_run_says_what_a_first_one_would(tmp_path, prepare, few_dir, monkeypatch, capsys):
+    """Facts were corrected, sources withdrawn, corrected, copied anew, and replaced by others of their size."""
+    raw, out = shutil.copytree(few_dir, tmp_path / "raw"), {"output_dir": tmp_path / "out"}
+    shutil.copy(raw / "b.mp4", raw / "d.mp4")
+    shutil.copy(raw / "a.mp4", raw / "f.mp4")
+    make_video(raw / "e.mp4", 5)
+    for name in "ace":
+        (raw / f"{name}.json").write_text('{"language": "de", "take": 1}')
+    assert prepare(input_dir=raw, **out) == 0
+    state = state_of(tmp_path / "out")
+
+    (raw / "a.json").write_text('{"person": "anna", "language": "fr"}')
+    (raw / "c.json").unlink()
+    (raw / "b.mp4").unlink()
+    (raw / "f.mp4").unlink()
+    shutil.copy(few_dir / "c.mp4", raw / "d.mp4")  # no longer silent
+    shutil.copy(few_dir / "a.mp4", raw / "a.mp4")
+    other, size = (few_dir / "b.mp4").read_bytes(), (raw / "e.mp4").stat().st_size
+    assert size - len(other) >= 8
+    atom = (size - len(other)).to_bytes(4, "big") + b"free"
+    (raw / "e.mp4").write_bytes(other + atom.ljust(size - len(other), b"\0"))
+
+    with monkeypatch.context() as patch:
+        prepared = []
+        prepare_source = folder.prepare_source
+        patch.setattr(
+            folder, "prepare_source", lambda path, *rest: prepared.append(path.name) or prepare_source(path, *rest)
+        )
+        assert prepare(input_dir=raw, **out) == 0
+    assert prepared == ["d.mp4", "e.mp4"]
+    assert "2 sources are no longer in the input folder: their 1 clips are left out" in capsys.readouterr().err
+    after = state_of(tmp_path / "out")
+    assert {path.parent.name[0] for path in state if path.suffix == ".mp4" and state[path] != after.get(path)} == {"e"}
+
+    assert prepare(input_dir=raw, output_dir=tmp_path / "fresh") == 0
+    for name in ("metadata.json", "metadata.parquet", "rejected.jsonl", "settings.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+    for path in (tmp_path / "fresh" / "clips").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "fresh")).read_bytes()
 
 
 def test_other_settings_need_another_folder(dataset_dir, prepare, raw_dir, capsys):

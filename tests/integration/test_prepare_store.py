@@ -1,5 +1,6 @@
 """Preparation from and into an object store gives what it gives on this machine."""
 
+import json
 import os
 import socket
 import subprocess
@@ -59,6 +60,14 @@ def prepare_in_store(local, url):
     assert prepare_folder(preparation) == (2, {"corrupt": 1})
     assert contents(out) == expected
     assert kept.fs.info(kept.path) == before
+
+    raw.fs.pipe_file((raw / "a.json").path, b'{"language": "de"}')
+    raw.fs.rm_file((raw / "broken.mp4").path)
+    assert prepare_folder(preparation) == (2, {})
+    assert kept.fs.info(kept.path) == before
+    assert [row.get("language") for row in json.loads(contents(out)["metadata.json"])] == [None, "de"]
+    raw.fs.rm_file((raw / "a.json").path)
+    assert prepare_folder(preparation) == (2, {})
     return preparation
 
 

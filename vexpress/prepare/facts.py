@@ -37,6 +37,11 @@ def read_facts(source: AnyPath) -> dict[str, str | int | float]:
     return {key: value for key, value in facts.items() if _is_free(key) and _is_fact(value)}
 
 
+def with_facts(row: dict, facts: dict[str, str | int | float]) -> dict:
+    """A clip's row with these facts in place of those that it has."""
+    return facts | {key: value for key, value in row.items() if not _is_free(key)}
+
+
 def _is_free(key: str) -> bool:
     return key not in OWN_KEYS and not key.startswith(OWN_PREFIX) and is_utf8(key)
 

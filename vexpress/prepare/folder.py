@@ -1,11 +1,13 @@
 """Many videos to one data set: each process its share, what is done is kept, and no file is ever half-written.
 
+A later run gives the metadata that a first one would give of the sources and facts that are there now.
+
 output_dir/
     settings.json                        what the clips were made with
     clips/NAME-HASH/                     one folder per source, renamed into place when all in it is complete
         record.json                      its clips and what was rejected
         000.mp4, 000.face_info.npz, 000.audio_embeds.safetensors, ...
-    metadata.json, rejected.jsonl        merged from all records
+    metadata.json, rejected.jsonl        merged from the records of all sources that are there
     .prepare.lock                        held while a preparation runs
 """
 
@@ -14,6 +16,7 @@ import dataclasses
 import errno
 import hashlib
 import itertools
+import json
 import logging
 import os
 import re
@@ -28,14 +31,15 @@ from tqdm import tqdm
 
 from vexpress.devices import resolve_device
 from vexpress.errors import InputError
-from vexpress.files import remove_leftovers, sync, temporary_path
+from vexpress.files import hash_file, remove_leftovers, sync, temporary_path
 from vexpress.media.faces import find_model_dir
 from vexpress.prepare.extract import find_videos
-from vexpress.prepare.facts import read_facts
+from vexpress.prepare.facts import read_facts, with_facts
 from vexpress.prepare.lock import hold_folder
 from vexpress.prepare.records import (
     RECORD_NAME,
     clip_files,
+    log_withdrawn,
     merge_records,
     read_record,
     record_paths,
@@ -91,15 +95,34 @@ class Preparation:
         stem = re.sub(r"[^A-Za-z0-9_-]+", "_", source.stem)[:40]
         return self.clips_dir / f"{stem}-{hashlib.sha256(relative).hexdigest()[:12]}"
 
-    def is_done(self, source: Path) -> bool:
-        """Whether a source was prepared, without an unexpected error, and neither it nor its clips changed since."""
+    def keep(self, source: AnyPath, sha256: str | None = None) -> bool:
+        """Keeps what was made of a source, with the facts that are beside it now, if nothing else changed since.
+
+        Args:
+            source: in `input_dir`.
+            sha256: of the source; without it, one that is newer than its record is taken for another.
+
+        Returns:
+            False if the source must be prepared: it never was, it changed, or clips are missing; and after an
+            unexpected error.
+        """
         folder = self.folder_of(source)
-        record = read_record(folder / RECORD_NAME)
-        if record is None or record["failed"] or record.get("num_bytes") != _num_bytes(source):
+        path, (num_bytes, _) = folder / RECORD_NAME, _state(source)
+        record = read_record(path)
+        if record is None or record["failed"] or record.get("num_bytes") != num_bytes:
             return False
-        if is_remote(folder):  # there, a record comes after all else
-            return True
-        return all(path.is_file() for path in clip_files(record, folder))
+        known = record.get("sha256")  # earlier versions have none: they went by the size
+        is_newer = known is not None and 0 < path.stat().st_mtime < _changed_at(source)
+        if known is not None and (is_newer if sha256 is None else sha256 != known):
+            return False
+        # In a store, a record comes after all else.
+        if not is_remote(folder) and not all(file.is_file() for file in clip_files(record, folder)):
+            return False
+        facts = read_facts(source)
+        clips = [with_facts(row, facts) for row in record["clips"]]
+        if is_newer or json.dumps(clips) != json.dumps(record["clips"]):
+            write_json(path, record | {"clips": clips})
+        return True
 
     def prepare(self, source: Path, models: PrepareModels, on_clip=lambda: None) -> None:
         """Makes a source's folder of clips; whatever is wrong with the source is recorded there.
@@ -127,16 +150,22 @@ class Preparation:
             SourceFailed: see above; nothing is left of the attempt.
         """
         folder = self.folder_of(source)
-        if self.is_done(source):  # by a worker that ended before it could say so
-            return
         try:
-            with self._making(folder) as unfinished, local_copy(source) as local:
-                result = prepare_source(local, unfinished, self.settings, models, on_clip)
-                facts = read_facts(source)
-                result["clips"] = [facts | row for row in result["clips"]]
-                for row in result["rejected"]:
-                    row["detail"] = row["detail"].replace(str(local), str(source))
-                self._write_record(source, unfinished, result, failed=False)
+            state = _state(source)
+            with local_copy(source) as local:
+                sha256 = hash_file(local) if local.is_file() else None
+                if self.keep(source, sha256):  # a copy, or done by a worker that ended before it could say so
+                    return
+                with self._making(folder) as unfinished:
+                    result = prepare_source(local, unfinished, self.settings, models, on_clip)
+                    facts = read_facts(source)
+                    result["clips"] = [with_facts(row, facts) for row in result["clips"]]
+                    for row in result["rejected"]:
+                        row["detail"] = row["detail"].replace(str(local), str(source))
+                    if _state(source) != state:
+                        raise OSError("it changed while it was prepared")
+                    about = {"source": self.name_of(source), "num_bytes": state[0], "sha256": sha256, "failed": False}
+                    write_json(unfinished / RECORD_NAME, about | result)
         except Exception as error:  # whatever a strange file makes the libraries raise must not stop the others
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(error.errno, error.strerror, str(folder)) from error  # the other name goes
@@ -148,7 +177,8 @@ class Preparation:
         """Records that a source failed for no known reason; the next run tries it again."""
         rejected = [{"clip": None, "reason": "failed", "detail": " ".join(detail.split())}]
         with self._making(self.folder_of(source)) as unfinished:
-            self._write_record(source, unfinished, {"clips": [], "rejected": rejected}, failed=True)
+            about = {"source": self.name_of(source), "failed": True}
+            write_json(unfinished / RECORD_NAME, about | {"clips": [], "rejected": rejected})
 
     @contextlib.contextmanager
     def _making(self, folder: AnyPath) -> Iterator[Path]:
@@ -174,13 +204,20 @@ class Preparation:
             for unfinished in self.clips_dir.glob(".*.part"):
                 remove(unfinished)
 
-    def _write_record(self, source: AnyPath, folder: Path, result: dict, failed: bool) -> None:
-        about = {"source": self.name_of(source), "num_bytes": _num_bytes(source), "failed": failed}
-        write_json(folder / RECORD_NAME, about | result)
+
+def _state(source: AnyPath) -> tuple[int | None, float | None]:
+    """Size and time of a file; None of what is none."""
+    if not source.is_file():
+        return None, None
+    status = source.stat()
+    return status.st_size, status.st_mtime
 
 
-def _num_bytes(source: AnyPath) -> int | None:
-    return source.stat().st_size if source.is_file() else None
+def _changed_at(source: AnyPath) -> float:
+    """When a file was written or got its name, which its own time may hide; 0 where a store does not tell."""
+    if is_remote(source):
+        return source.stat().st_mtime
+    return max(source.stat().st_ctime, source.lstat().st_ctime)
 
 
 def describe(preparation: Preparation) -> dict[str, object]:
@@ -239,7 +276,7 @@ def check_settings(output_dir: AnyPath, settings: dict[str, object]) -> None:
 def prepare_folder(
     preparation: Preparation, rank: int = 0, world_size: int = 1, runner: Runner = LOCAL
 ) -> tuple[int, Counter]:
-    """Prepares this process's share of the sources that are not done, and merges all records.
+    """Prepares this process's share of the sources that are not done, and merges the records of all that are there.
 
     Args:
         preparation: folders, settings, models.
@@ -258,6 +295,7 @@ def prepare_folder(
     for name in ("input_dir", "output_dir"):
         check_reachable(getattr(preparation, name), name)
     sources = find_videos(preparation.input_dir, leave_out=preparation.output_dir)
+    folders = {preparation.folder_of(source).name for source in sources}
     settings = describe(preparation)
     if not is_remote(preparation.output_dir):
         try:
@@ -270,12 +308,14 @@ def prepare_folder(
             preparation.remove_unfinished()  # of runs that were killed
         check_settings(preparation.output_dir, settings)
         lock.share()
-        sources = [source for source in sources[rank::world_size] if not preparation.is_done(source)]
+        sources = [source for source in sources[rank::world_size] if not preparation.keep(source)]
         if sources:
             if preparation.syncnet_path is None:
                 logger.warning("without a SyncNet nobody checks that sound and lips fit; give `syncnet_path`")
             _run(preparation, sources, runner, shows_bar=rank == 0)
-        return merge_records(preparation.output_dir, preparation.settings.max_duplicate_difference)
+        if rank == 0:
+            log_withdrawn(preparation.output_dir, folders)
+        return merge_records(preparation.output_dir, preparation.settings.max_duplicate_difference, folders)
 
 
 def _run(preparation: Preparation, sources: list[Path], runner: Runner, shows_bar: bool) -> None:

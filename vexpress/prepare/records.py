@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,7 @@ from vexpress.data.formats import NEEDED_PATH_KEYS, NUMBER_KEYS
 from vexpress.data.metadata_files import add_columns, writing_json, writing_parquet
 from vexpress.errors import InputError
 from vexpress.prepare.duplicates import PICTURE_BITS, SOUND_BITS, find_duplicates
-from vexpress.storage import AnyPath, is_remote, read_json, writing
+from vexpress.storage import AnyPath, is_remote, read_json, remove, writing
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ def record_paths(output_dir: AnyPath) -> Iterator[AnyPath]:
 def read_record(path: AnyPath) -> dict | None:
     """Reads what was made of a source; None if the record is missing or damaged.
 
-    "source" is its path in the input folder, "num_bytes" its size, "failed" whether it ended in an unexpected error,
-    "clips" and "rejected" are the rows of `prepare_source`.
+    "source" is its path in the input folder, "num_bytes" and "sha256" its size and hash, "failed" whether it ended in
+    an unexpected error, "clips" and "rejected" are the rows of `prepare_source`.
     """
     try:
         record = read_json(path)
@@ -78,9 +78,20 @@ def clip_files(record: dict, folder: AnyPath) -> list[AnyPath]:
     return [folder / row[key] for row in record["clips"] for key in NEEDED_PATH_KEYS]
 
 
-def merge_records(output_dir: AnyPath, max_duplicate_difference: float = -1) -> tuple[int, Counter]:
-    """Writes metadata.json, metadata.parquet and rejected.jsonl from the records of all sources; damaged ones are left
-    out. One record is in memory at a time, and 100 bytes of each clip.
+def log_withdrawn(output_dir: AnyPath, folders: Container[str]) -> None:
+    """Says how many clips `merge_records` leaves out, since their sources are gone."""
+    gone = [read_record(path) for path in record_paths(output_dir) if path.parent.name not in folders]
+    if gone:
+        num_clips = sum(len(record["clips"]) for record in gone if record)
+        text = "%d sources are no longer in the input folder: their %d clips are left out; the files stay in %s"
+        logger.warning(text, len(gone), num_clips, output_dir / "clips")
+
+
+def merge_records(
+    output_dir: AnyPath, max_duplicate_difference: float = -1, folders: Container[str] | None = None
+) -> tuple[int, Counter]:
+    """Writes metadata.json, metadata.parquet and rejected.jsonl from the records in `folders` (None: in all); damaged
+    ones are left out. One record is in memory at a time, and 100 bytes of each clip.
 
     Of duplicates, the first in the order of sources is kept, whatever was prepared first.
 
@@ -91,23 +102,25 @@ def merge_records(output_dir: AnyPath, max_duplicate_difference: float = -1) -> 
         Number of clips, and number of rejections by reason.
     """
     merged = None
-    while (survey := _survey(output_dir)) != merged:
+    while (survey := _survey(output_dir, folders)) != merged:
         merged = survey
         _, columns, hashes = merged
         duplicates = _find_duplicates(hashes, max_duplicate_difference)
-        num_clips, reasons, damaged = _write(output_dir, columns, duplicates)
+        num_clips, reasons, damaged = _write(output_dir, folders, columns, duplicates)
     for path in damaged:
-        logger.warning("%s: is damaged, and its source is gone; its clips are left out", path)
+        logger.warning("%s: is damaged; its clips are left out", path)
     return num_clips, reasons
 
 
 _Key = tuple[str, str, str]  # of a clip: its source, the name of its folder, its video
 
 
-def _survey(output_dir: AnyPath) -> tuple[str, dict[str, str], dict[_Key, tuple[str, str]]]:
+def _survey(
+    output_dir: AnyPath, folders: Container[str] | None
+) -> tuple[str, dict[str, str], dict[_Key, tuple[str, str]]]:
     """A digest of all records, the columns of their clips, and the hashes of those that have some."""
     digest, columns, hashes = hashlib.sha256(), {}, {}  # key -> number or text
-    for path, record in _read_all(output_dir):
+    for path, record in _read_all(output_dir, folders):
         digest.update(repr((str(path), record)).encode())
         for row in record["clips"] if record else ():
             add_columns(columns, _flat(row))
@@ -117,7 +130,7 @@ def _survey(output_dir: AnyPath) -> tuple[str, dict[str, str], dict[_Key, tuple[
 
 
 def _write(
-    output_dir: AnyPath, columns: dict[str, str], duplicates: dict[_Key, dict]
+    output_dir: AnyPath, folders: Container[str] | None, columns: dict[str, str], duplicates: dict[_Key, dict]
 ) -> tuple[int, Counter, list[AnyPath]]:
     num_clips, reasons, damaged = 0, Counter(), []
     with contextlib.ExitStack() as files:
@@ -127,9 +140,10 @@ def _write(
             writers.append(lambda row: add_flat(_flat(row)))
         except InputError as error:
             logger.warning("metadata.parquet is not written: %s", error)
+            remove(output_dir / "metadata.parquet")  # of an earlier run
         temporary = files.enter_context(writing(output_dir / "rejected.jsonl"))
         rejected = files.enter_context(open(temporary, "w", encoding="utf-8"))
-        for path, record in _read_all(output_dir):
+        for path, record in _read_all(output_dir, folders):
             if record is None:
                 damaged.append(path)
                 continue
@@ -190,9 +204,10 @@ def _flat(row: dict) -> dict:
     return row | {f"quality.{key}": value for key, value in row.get("quality", {}).items()}
 
 
-def _read_all(output_dir: AnyPath) -> Iterator[tuple[AnyPath, dict | None]]:
-    """All records by name; those of a store are read some at a time."""
-    paths = sorted(record_paths(output_dir), key=lambda path: os.fsencode(path.parent.name))
+def _read_all(output_dir: AnyPath, folders: Container[str] | None) -> Iterator[tuple[AnyPath, dict | None]]:
+    """The records in `folders` by name; those of a store are read some at a time."""
+    paths = [path for path in record_paths(output_dir) if folders is None or path.parent.name in folders]
+    paths.sort(key=lambda path: os.fsencode(path.parent.name))
     if not is_remote(output_dir):
         yield from ((path, read_record(path)) for path in paths)
         return

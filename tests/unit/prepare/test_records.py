@@ -5,6 +5,8 @@ import json
 import pytest
 
 from vexpress.data.indexed import IndexedClips
+from vexpress.data.metadata_files import read_parquet
+from vexpress.errors import InputError
 from vexpress.prepare import records
 from vexpress.prepare.records import merge_records, read_record
 
@@ -92,6 +94,37 @@ def test_columns_that_a_source_brought_break_no_data_set(tmp_path, caplog):
     clips = IndexedClips(tmp_path / "metadata.parquet", 1)
     assert not clips.is_sharded and clips.name(1) == str(tmp_path / "clips" / "odd" / "0.mp4")
     assert '"half" is' in caplog.text
+
+
+def test_withdrawn_sources_leave_everything(tmp_path, caplog):
+    """Also the columns that they alone have; and a duplicate is none without its original."""
+    rejected, quality = [{"clip": 1, "reason": "too_short"}], {"sound_hash": "0" * 32, "picture_hash": "0" * 16}
+    for name in ("a", "b"):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        row = ROW | {"quality": quality, f"of_{name}": 1}
+        record = RECORD | {"source": name, "clips": [row], "rejected": rejected}
+        records.write_json(tmp_path / "clips" / name / "record.json", record)
+    assert merge_records(tmp_path, 0.1, {"a", "b"}) == (1, {"too_short": 2, "duplicate": 1})
+    assert merge_records(tmp_path, 0.1, {"b"}) == (1, {"too_short": 1})
+    [row] = json.loads((tmp_path / "metadata.json").read_text())
+    assert row["video"] == "clips/b/0.mp4"
+    assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 1
+    names = read_parquet(tmp_path / "metadata.parquet").column_names
+    assert "of_b" in names and "of_a" not in names
+    records.log_withdrawn(tmp_path, {"a", "b"})
+    assert not caplog.messages
+    records.log_withdrawn(tmp_path, {"b"})
+    assert "1 sources are no longer in the input folder: their 1 clips are left out" in caplog.text
+
+
+def test_an_index_of_an_earlier_run_goes_where_none_can_be_written(tmp_path, monkeypatch, caplog):
+    def writing_parquet(*_):
+        raise InputError("Parquet needs pyarrow")
+
+    (tmp_path / "metadata.parquet").touch()
+    monkeypatch.setattr(records, "writing_parquet", writing_parquet)
+    merge_records(tmp_path)
+    assert "not written" in caplog.text and not (tmp_path / "metadata.parquet").exists()
 
 
 def test_a_record_that_is_a_folder_or_missing_is_none(tmp_path):
