@@ -301,6 +301,7 @@ def make_video(args: Namespace, rank: int) -> None:
         **options.values_at(CALL),
         output_type="generator" if rank == 0 else "latent",
         device=None if args.save_gpu_memory else device,
+        shares_windows=args.do_multi_devices_inference,
     )
     if rank != 0:
         return

@@ -35,11 +35,13 @@ def sample(
     on_window: Callable[[int], None] = lambda count: None,
     on_step: OnStep | None = None,
     interrupted: Callable[[], bool] = lambda: False,
+    ranks: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """Denoises a clip.
 
-    In a `torch.distributed` group windows are dealt out to the processes. Every process then gets all predictions and
-    takes the same step, so the result is that of one process.
+    With `group_rank()` as `ranks`, windows are dealt out to the processes of a `torch.distributed` group, all of which
+    must call this for the same clip. Each gets all predictions and takes the same step, so the result is that of one
+    process.
 
     Args:
         denoise: predicts windows.
@@ -51,6 +53,7 @@ def sample(
         on_window: called with the number of windows that this process has just predicted.
         on_step: see `OnStep`.
         interrupted: True ends the work before the next step.
+        ranks: this process's number, and how many share the windows.
 
     Returns:
         Denoised latents (1 c f h w).
@@ -63,7 +66,7 @@ def sample(
         schedulers = [copy.deepcopy(scheduler) for _ in windows]
     options = step_options(scheduler, generator)
     carried = [Carried() for _ in windows]
-    num_at_once = windows_per_batch * group_rank()[1]
+    num_at_once = windows_per_batch * ranks[1]
 
     for step, timestep in enumerate(scheduler.timesteps):
         if interrupted():
@@ -77,8 +80,8 @@ def sample(
             ]
             for window in carried[first : first + num_at_once]:
                 window.step = step
-            predictions = _predict(denoise, noisy, timestep, some, carried[first : first + num_at_once])
-            on_window(len(range(group_rank()[0], len(some), group_rank()[1])))
+            predictions = _predict(denoise, noisy, timestep, some, carried[first : first + num_at_once], ranks)
+            on_window(len(range(ranks[0], len(some), ranks[1])))
             for i, window in enumerate(some, first):
                 average.add(predictions[i - first], window)
                 frames = slice(average.first_frame, stops[i])
@@ -108,9 +111,10 @@ def _predict(
     timestep: Tensor,
     windows: list[list[int]],
     carried: list[Carried],
+    ranks: tuple[int, int],
 ) -> Tensor:
     """Predicts some windows (k c f h w), this process its share of them."""
-    rank, num_processes = group_rank()
+    rank, num_processes = ranks
     predictions = noisy[0].new_zeros(len(windows), *noisy[0].shape[1:])
     if own := list(range(rank, len(windows), num_processes)):
         inputs = (torch.cat([noisy[i] for i in own]), timestep, [windows[i] for i in own], [carried[i] for i in own])

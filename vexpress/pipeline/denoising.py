@@ -16,7 +16,7 @@ from vexpress.audio_features import CONTEXT_SECONDS, STEPS_PER_FRAME, AudioStrea
 from vexpress.data.attribute_curves import NaturalBlinks
 from vexpress.diffusion.guidance import Denoise, guided
 from vexpress.diffusion.rolling import NoiseSource, roll
-from vexpress.diffusion.sampling import OnStep, group_rank, sample
+from vexpress.diffusion.sampling import OnStep, sample
 from vexpress.diffusion.schedule import share_noise
 from vexpress.diffusion.windows import context_windows
 from vexpress.errors import InputError, first_line
@@ -77,8 +77,6 @@ class PipelineDenoising(PipelineAdapters):
         if options.sampling == "rolling" and options.windows_per_batch != 1:
             problem = "goes with `sampling` joint; rolling sampling has one window at a time"
             raise InputError(problem, "windows_per_batch", options.windows_per_batch)
-        if options.sampling == "rolling" and group_rank()[1] > 1:
-            raise InputError("cannot be shared by several processes; use joint", "sampling", "rolling")
 
     def _set_timesteps(self, num_inference_steps: int) -> None:
         try:
@@ -160,6 +158,7 @@ class PipelineDenoising(PipelineAdapters):
         scheduler: SchedulerMixin,
         generator: torch.Generator,
         on_step: OnStep | None,
+        ranks: tuple[int, int],
     ) -> Tensor:
         """All windows step by step."""
         if attributes is not None:
@@ -168,9 +167,8 @@ class PipelineDenoising(PipelineAdapters):
             audio_tokens = torch.cat([audio_tokens, attribute_tokens], dim=2)
         conditions = self._window_conditions(image, options).of_clip(kps, audio_tokens)
         windows = context_windows(len(kps), options.context_frames, options.context_overlap)
-        rank, num_processes = group_rank()
         num_steps = len(scheduler.timesteps)
-        total = num_steps * len(range(rank, len(windows), num_processes))
+        total = num_steps * len(range(ranks[0], len(windows), ranks[1]))
         with self.progress_bar(total=total) as bar:
             bar.set_description("denoising windows")
 
@@ -188,6 +186,7 @@ class PipelineDenoising(PipelineAdapters):
                 on_window=bar.update,
                 on_step=watch,
                 interrupted=lambda: self.interrupt,
+                ranks=ranks,
             )
 
     @torch.no_grad()

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vexpress.audio_encoders import step_samples
 from vexpress.audio_features import FrameAudio
+from vexpress.diffusion.sampling import group_rank
+from vexpress.errors import InputError
 from vexpress.options import SamplingOptions
 from vexpress.pipeline import inputs, streaming
 from vexpress.pipeline.denoising import PipelineDenoising
@@ -55,6 +57,7 @@ class VExpressPipeline(PipelineDenoising):
         callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = inputs.TENSOR_INPUTS,
         device: torch.device | str | None = None,
+        shares_windows: bool = False,
         **sampling: Any,
     ) -> VExpressPipelineOutput | tuple:
         """Makes a video with as many frames as `kps_sequence`, lasting as long as the audio.
@@ -80,6 +83,7 @@ class VExpressPipeline(PipelineDenoising):
                 `callback_on_step_end_tensor_inputs`; may return a dictionary with other latents.
             callback_on_step_end_tensor_inputs: what the callback gets: "latents", or nothing.
             device: where to work; the pipeline is moved there. None is where it is.
+            shares_windows: all processes of a `torch.distributed` group make this call, and share its work.
             sampling: values in place of those of `options`, by name: `num_inference_steps=10`.
 
         Raises:
@@ -106,6 +110,9 @@ class VExpressPipeline(PipelineDenoising):
         attributes = self._attribute_source(attributes, options, fps)
         if latents is not None:
             latents = inputs.prepare_latents(latents, self._latent_shape(len(kps), image))
+        ranks = group_rank() if shares_windows else (0, 1)
+        if ranks[1] > 1 and options.sampling == "rolling":
+            raise InputError("cannot be shared by several processes; use joint", "sampling", "rolling")
         scheduler = self._start(options, len(kps), device)
 
         on_step = callback_on_step_end and inputs.replacement_of(
@@ -118,7 +125,7 @@ class VExpressPipeline(PipelineDenoising):
         if options.sampling == "joint":
             if audio_tokens is None:
                 audio_tokens = self.encode_audio(waveform, len(kps), options.num_pad_audio_frames)
-            how = noise, options, scheduler, generator, on_step
+            how = noise, options, scheduler, generator, on_step, ranks
             latents = [self._sample_joint(image, audio_tokens, kps, attributes, *how)]
         else:
             has_tokens = audio_tokens is not None
