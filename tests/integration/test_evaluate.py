@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -26,6 +28,7 @@ from vexpress.media.video import read_frames, write_video
 
 SETTINGS = Settings(max_seconds=1.6, num_resamples=50, num_distance_resamples=5)
 NUM_FRAMES = 40
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -289,9 +292,60 @@ def test_missing_videos_are_generated_once(generation, capsys):
     kept = [path for path in made if path.stat().st_mtime_ns == made[path]]
     assert len(kept) == 1 and all(path.is_file() for path in made)
 
-    capsys.readouterr()
-    assert run_flags({**generation, "--num_inference_steps": 2}) == 2
-    assert "made with other num_inference_steps" in capsys.readouterr().err
+    def refused(message: str, *more, **changes) -> bool:
+        capsys.readouterr()
+        flags = {**generation, **{f"--{name}": value for name, value in changes.items()}}
+        return run_flags(flags, *more) == 2 and message in capsys.readouterr().err
+
+    assert refused("made with other num_inference_steps", num_inference_steps=2)
+    record = folder / "generation.json"
+    kept = record.read_text()
+    record.write_text(json.dumps(json.loads(kept) | {"adapters": ["a.safetensors"]}))
+    assert refused("made with other adapters")
+    record.unlink()
+    assert refused("holds videos and no generation.json")
+    facts = json.loads(kept)
+    del facts["model_sha256"]
+    record.write_text(json.dumps(facts))
+    assert run_flags(generation) == 0  # of an earlier version
+
+    record.write_text(kept)
+    model_dir = generation["--model_dir"]
+    for name in ("v-express/v_kps_guider.safetensors", "v-express/audio_projection.json", "sd-vae-ft-mse/config.json"):
+        before = (model_dir / name).read_bytes()
+        (model_dir / name).write_bytes(before + b" ")
+        assert refused("made with other model_sha256")
+        (model_dir / name).write_bytes(before)
+    assert run_flags(generation) == 0
+
+
+def test_processes_share_the_clips_and_not_their_windows(generation, tmp_path):
+    generation |= {"--meta_path": write_dataset(tmp_path / "three", 3, num_frames=4, size=64), "--context_frames": 3}
+    assert run_flags(generation) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "scripts" / "evaluate.py")]
+    command += [str(part) for pair in {**generation, "--output_dir": tmp_path / "two"}.items() for part in pair]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for path in (generation["--output_dir"] / "generated").glob("*.mp4"):
+        assert (tmp_path / "two" / "generated" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_real_clips_are_not_taken_for_generated_ones(generation, capsys):
+    folder = generation["--meta_path"].parent
+    (folder / "generation.json").write_text("{}")
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert run_flags({**generation, "--generated_dir": folder}) == 2
+    assert f"--generated_dir {folder}: is the folder of the real clips" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert not generation["--output_dir"].exists()
+
+
+def test_a_model_that_cannot_be_loaded_leaves_nothing(generation, tmp_path, capsys):
+    damaged = shutil.copytree(generation["--model_dir"], tmp_path / "damaged")
+    (damaged / "v-express" / "v_kps_guider.safetensors").write_bytes(b"x")
+    assert run_flags({**generation, "--model_dir": damaged}) == 2
+    assert not generation["--output_dir"].exists()
 
 
 def test_a_clip_that_cannot_be_generated_is_listed(generation):
@@ -325,12 +379,14 @@ def test_a_detector_alone_is_enough_for_keypoints_and_sync(model_dir, tmp_path):
         ({"--syncnet_path": "none.model"}, "--syncnet_path none.model: no such file"),
         ({"--num_inference_steps": 0}, "--num_inference_steps 0: must be"),
         ({"--meta_path": None, "--real_dir": ".", "--generated_dir": "."}, "which needs --meta_path"),
+        ({"--model_dir": None, "--generated_dir": ".", "--lora": "a.safetensors"}, "--lora says how to generate"),
     ],
 )
 def test_wrong_flags_are_one_clear_line(generation, changes, message, capsys):
     flags = {flag: value for flag, value in {**generation, **changes}.items() if value is not None}
     if "--model_dir" in changes and changes["--model_dir"] is None:
-        flags = {flag: value for flag, value in flags.items() if flag in ("--meta_path", "--output_dir")}
+        flags = {flag: value for flag, value in flags.items() if flag in ("--meta_path", "--output_dir", *changes)}
     assert run_flags(flags) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(error) == 1 and message in error[0]
+    assert not generation["--output_dir"].exists()

@@ -94,7 +94,6 @@ def parse_arguments(arguments: list[str] | None, meters: Mapping[str, Callable])
         raise InputError(f"`{name}` says how to generate, which needs `meta_path` and `model_dir`")
     args.sampling = SamplingOptions(**load_model_defaults(args.model_dir, args.preset) | given) if generates else None
     args.generated_dir = args.generated_dir or args.output_dir / "generated"
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     return args
 
 
@@ -106,7 +105,7 @@ def generate(
     from tqdm import tqdm
 
     from vexpress.devices import resolve_dtype
-    from vexpress.evaluation.generate import Generation, check_generation, generate_missing
+    from vexpress.evaluation.generate import Generation, check_generation, generate_missing, record_generation
     from vexpress.model_folder import ModelPaths
     from vexpress.pipeline import VExpressPipeline
 
@@ -114,11 +113,9 @@ def generate(
     dtype = resolve_dtype(options.dtype, device)
     facts = str(args.model_dir), settings.max_seconds, settings.reference_frame, options, dtype
     generation = Generation(*facts, tuple(args.lora))
-    args.generated_dir.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        check_generation(args.generated_dir, generation)
-    if num_processes > 1:
-        distributed.barrier()  # nothing is generated into a folder that was refused
+        recorded = generation.recorded()
+        check_generation(args.generated_dir, pairs, recorded)
     problems: list[Problem] = []
     if not all(pair.generated.is_file() for pair in pairs):
         if warning := unlearned(options, load_model_defaults(args.model_dir)):
@@ -127,6 +124,12 @@ def generate(
         pipeline = VExpressPipeline.from_released(paths, dtype, device, options.test_stage, options.scheduler)
         pipeline.set_progress_bar_config(disable=True)
         pipeline.use_adapters(args.lora, check_base=not args.lora_any_base)
+        if rank == 0:
+            args.output_dir.mkdir(parents=True, exist_ok=True)  # before hours of work
+            args.generated_dir.mkdir(parents=True, exist_ok=True)
+            record_generation(args.generated_dir, recorded)
+        if num_processes > 1:
+            distributed.barrier()  # nothing is generated into a folder that was refused
         share = tqdm(pairs[rank::num_processes], "generate", disable=rank != 0)
         problems = generate_missing(pipeline, share, generation, device)
     if num_processes > 1:
@@ -179,6 +182,7 @@ def run(args: Namespace, meters: Mapping[str, Callable], device: "torch.device",
         problems += generate(args, pairs, device, rank, num_processes)
     if rank != 0:
         return
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     failed = {problem.clip for problem in problems}
     report = evaluate(
         [pair for pair in pairs if pair.name not in failed],

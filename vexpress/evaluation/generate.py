@@ -1,5 +1,6 @@
 """Makes the videos that are to be measured: each real clip anew, from one of its frames, its keypoints, its sound."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from typing import Any
 import torch
 
 from vexpress.errors import InputError
-from vexpress.evaluation.clips import Pair, Problem
-from vexpress.files import replacing
+from vexpress.evaluation.clips import VIDEO_SUFFIXES, Pair, Problem
+from vexpress.files import hash_file, read_json, replacing
 from vexpress.media.video import probe_video, write_video
-from vexpress.network_files import compute_sha256
+from vexpress.model_folder import ModelPaths
 from vexpress.options import CALL, SamplingOptions
 from vexpress.pipeline import VExpressPipeline
 from vexpress.pipeline.adapters import split_weight
@@ -20,6 +21,9 @@ from vexpress.provenance import video_metadata
 from vexpress.request import load_clip_inputs
 
 SETTINGS_NAME = "generation.json"
+MODEL_DIGEST = "model_sha256"
+NOT_USED = ("insightface_model_path", "head_motion_path")
+"""Parts of a model: faces and motion are those of the real clips."""
 
 
 @dataclass(frozen=True)
@@ -45,36 +49,52 @@ class Generation:
     def recorded(self) -> dict[str, Any]:
         """All that decides how the videos look."""
         # With digests, since training goes on under the same name.
-        adapters = [f"{text} sha256 {compute_sha256(split_weight(text)[0])}" for text in self.adapters]
+        adapters = [f"{text} sha256 {hash_file(split_weight(text)[0])}" for text in self.adapters]
         facts = {"adapters": adapters} if adapters else {}
-        facts |= {"model": self.model, "max_seconds": self.max_seconds, "reference_frame": self.reference_frame}
+        facts |= {"model": self.model, MODEL_DIGEST: digest_model(self.model)}
+        facts |= {"max_seconds": self.max_seconds, "reference_frame": self.reference_frame}
         return facts | self.options.recorded() | {"dtype": str(self.dtype).removeprefix("torch.")}
 
 
-def check_generation(folder: Path, generation: Generation) -> None:
-    """Writes down how the videos of a folder are made, or compares with what stands there.
+def digest_model(model_dir: str) -> str:
+    """A digest of the files of a model that videos are generated with."""
+    paths = [path for name, path in vars(ModelPaths.from_model_dir(model_dir)).items() if name not in NOT_USED]
+    paths += [path.with_suffix(".json") for path in paths]  # sizes stand beside weights
+    files = {file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()}
+    return hashlib.sha256("".join(map(hash_file, sorted(files))).encode()).hexdigest()
+
+
+def check_generation(folder: Path, pairs: Sequence[Pair], ours: dict[str, Any]) -> None:
+    """Looks whether the videos that a folder holds were made as `ours`, of `Generation.recorded`, says.
 
     Raises:
-        InputError: videos in the folder were made otherwise.
+        InputError: they were not, or nobody knows, or they are the real ones.
     """
-    path = folder / SETTINGS_NAME
-    ours = generation.recorded()
-    if path.is_file():
-        try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            theirs = {}
-        differing = [key for key in ours if not isinstance(theirs, dict) or theirs.get(key) != ours[key]]
-        if differing:
-            raise InputError(
-                f"its videos were made with other {', '.join(differing)}, see {path.name}; give another folder or "
-                "delete it",
-                "generated_dir",
-                folder,
-            )
+    if any(pair.real.resolve().parent == folder.resolve() for pair in pairs):
+        raise InputError("is the folder of the real clips; give another folder", "generated_dir", folder)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if not any(name.lower().endswith(VIDEO_SUFFIXES) and name[0] != "." for name in names):
         return
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
+    path = folder / SETTINGS_NAME
+    if not path.is_file():
+        problem = f"holds videos and no {path.name}, which says how they were generated; give another folder, or leave "
+        raise InputError(f"{problem}out `model_dir` to measure them", "generated_dir", folder)
+    try:
+        theirs = dict(read_json(path))
+    except (ValueError, TypeError):
+        theirs = {}
+    if theirs:  # files of earlier versions do not say it
+        theirs.setdefault(MODEL_DIGEST, ours[MODEL_DIGEST])
+    differing = [key for key in {**ours, **theirs} if theirs.get(key) != ours.get(key)]
+    if differing:
+        problem = f"its videos were made with other {', '.join(differing)}, see {path.name}; give another folder or "
+        raise InputError(f"{problem}delete it", "generated_dir", folder)
+
+
+def record_generation(folder: Path, recorded: dict[str, Any]) -> None:
+    """Writes down how the videos of a folder are made."""
+    with replacing(folder / SETTINGS_NAME) as temporary:
+        temporary.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
 
 
 def generate_missing(
