@@ -109,6 +109,8 @@ def test_the_same_run_makes_the_same_file_and_rolling_works(flags, film):
         ({"--output_path": "none/out.mp4"}, "the folder none does not exist"),
         ({"--length": "longest"}, "invalid choice"),
         ({"--crf": 99}, "--crf 99: must be 0 to 51"),
+        ({"--crf": 18}, "--crf 18: has no effect with a lossless .mkv; leave it out"),
+        ({"--guidance_scale": 1, "--guidance": "audio"}, "--guidance audio: has no effect with --guidance_scale 1"),
         ({"--audio_path": None}, "--audio_path"),
     ],
 )

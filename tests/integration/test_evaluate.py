@@ -378,6 +378,8 @@ def test_a_detector_alone_is_enough_for_keypoints_and_sync(model_dir, tmp_path):
         ({"--fid_network": "none.pt"}, "--fid_network none.pt: no such file"),
         ({"--syncnet_path": "none.model"}, "--syncnet_path none.model: no such file"),
         ({"--num_inference_steps": 0}, "--num_inference_steps 0: must be"),
+        ({"--guidance_scale": 1, "--guidance_interval": 2}, "--guidance_interval 2: has no effect with --guidance_"),
+        ({"--crop_scale": 2}, "unrecognized arguments: --crop_scale"),
         ({"--meta_path": None, "--real_dir": ".", "--generated_dir": "."}, "which needs --meta_path"),
         ({"--model_dir": None, "--generated_dir": ".", "--lora": "a.safetensors"}, "--lora says how to generate"),
     ],

@@ -132,6 +132,8 @@ def test_a_lost_face_writes_nothing_and_lists_the_frames(extract, tmp_path, caps
         ({"max_gap": -1}, "--max_gap -1: must be 0 or more"),
         ({"width": 200000}, "--width 200000: must be 1 to 8192"),
         ({"audio_track": -1}, "--audio_track -1: must be 0 to 999"),
+        ({"audio_track": 0}, "--audio_track 0: has no effect without --audio_save_path; leave it out"),
+        ({"face_models": "mtcnn"}, "has no effect with --face_models mtcnn; leave it out"),
         ({"face": "rightmost"}, "--face rightmost: must be largest, leftmost or a number"),
         (
             {"audio_save_path": "aud.aac"},

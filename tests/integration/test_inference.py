@@ -371,6 +371,40 @@ def test_bad_values_name_the_flag(files, flag, value, capsys):
     assert str(value) in message
 
 
+@pytest.mark.parametrize(
+    ("changes", "flag", "why"),
+    [
+        ({"--kps_path": None, "--retarget_strategy": None, "--kps_fps": 25}, "--kps_fps 25.0", "without --kps_path"),
+        ({"--kps_path": None, "--retarget_strategy": None, "--kps_extend": "loop"}, "--kps_extend", "without"),
+        ({"--retarget_strategy": "fix_face", "--kps_extend": "hold"}, "--kps_extend hold", "with --retarget_strategy"),
+        ({"--kps_smoothing": 2}, "--kps_smoothing 2.0", "with --retarget_strategy no_retarget"),
+        ({"--motion_strength": 1}, "--motion_strength 1.0", "with --kps_path"),
+        (
+            {"--kps_path": None, "--retarget_strategy": None, "--motion": "still", "--motion_strength": 2},
+            "--motion_strength 2.0",
+            "with --motion still",
+        ),
+        (
+            {"--kps_path": None, "--retarget_strategy": None, "--motion_strength": 2},
+            "--motion_strength 2.0",
+            "without v-express/head_motion in the model folder",
+        ),
+        ({"--crop_scale": 2.2}, "--crop_scale 2.2", "without --auto_crop or --paste_back"),
+        ({"--guidance_scale": 1, "--guidance_interval": 2}, "--guidance_interval 2", "with --guidance_scale 1"),
+        (
+            {"--face_models": "mtcnn", "--insightface_model_path": "."},
+            "--insightface_model_path .",
+            "with --face_models mtcnn",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(files, changes, flag, why, capsys):
+    line = error({**files, **changes}, capsys)
+    assert line.startswith(f"error: {flag}") and f": has no effect {why}" in line
+    assert not Path(files["--output_path"]).exists()
+    assert "has no effect without --lora" in error(files, capsys, "--lora_any_base")
+
+
 def test_keypoints_are_needed_unless_the_face_is_fixed(files, capsys):
     assert "needs --kps_path" in error({**files, "--kps_path": None}, capsys)
 

@@ -243,6 +243,7 @@ def contents(*folders: Path) -> dict[Path, bytes]:
         ("extract_audio_embeddings", {"input_dir": "clips", "save_meta_path": "encoder/config.json"}, "of the model"),
         ("verify_dataset", {"meta_path": "clips/metadata.json", "contact_sheet": "clips/sheet.mp4"}, "end in .png"),
         ("verify_dataset", {"meta_path": "clips/sheet.png", "contact_sheet": "link/sheet.png"}, "--contact_sheet"),
+        ("verify_dataset", {"meta_path": "clips/metadata.json", "num_clips": 3}, "has no effect without --contact_s"),
     ],
 )
 def test_outputs_are_no_inputs_and_no_files_of_a_model(

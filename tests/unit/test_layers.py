@@ -12,7 +12,7 @@ LAYERS = [
     ["vexpress.model_folder", "vexpress.storage"],
     ["vexpress.audio_encoders", "vexpress.options"],
     ["vexpress.audio_features", "vexpress.diffusion", "vexpress.media", "vexpress.models"],
-    ["vexpress.provenance", "vexpress.weights"],
+    ["vexpress.provenance", "vexpress.unused", "vexpress.weights"],
     ["vexpress.network_files"],
     ["vexpress.syncnet"],
     ["vexpress.data"],
@@ -41,6 +41,7 @@ LIGHT = [
     "dubbing.settings",
     "evaluation.settings",
     "prepare.settings",
+    "unused",
 ]
 """Modules that flags are made of: they must not import torch."""
 

@@ -15,3 +15,8 @@ def add_adapter_flags(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--lora_any_base", action="store_true", help="take adapters that were trained on another base model, too"
     )
+
+
+def unused_adapter_flags(args: argparse.Namespace) -> dict[str, str]:
+    """Flags of adapters without effect -> why."""
+    return {} if args.lora else {"lora_any_base": "without `lora`"}

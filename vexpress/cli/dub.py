@@ -8,8 +8,15 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
-from vexpress.cli.generate import SAMPLING_RATE_HZ, adapter_files, add_model_flags, load_pipeline, options_of
-from vexpress.cli.parser import ArgumentParser, add_options
+from vexpress.cli.generate import (
+    SAMPLING_RATE_HZ,
+    adapter_files,
+    add_model_flags,
+    load_pipeline,
+    options_of,
+    unused_model_flags,
+)
+from vexpress.cli.parser import ArgumentParser, add_options, refuse_unused
 from vexpress.cli.program import set_up_logging
 from vexpress.dubbing.settings import DubSettings
 from vexpress.errors import InputError
@@ -17,6 +24,7 @@ from vexpress.files import check_output_path, replacing
 from vexpress.model_folder import LAYOUT, ModelPaths, choose_model_dir
 from vexpress.options import PRESET_HELP, PRESETS, MotionOptions, SamplingOptions, load_model_defaults, option_fields
 from vexpress.provenance import video_metadata
+from vexpress.unused import unused_sampling
 
 logger = logging.getLogger("vexpress")
 
@@ -65,6 +73,10 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
     args.motion = MotionOptions(**{field.name: getattr(args, field.name) for field in MOTION})
     if Path(args.output_path).suffix.lower() not in SUFFIXES:
         raise InputError(f"must end in {' or '.join(SUFFIXES)}", "output_path", args.output_path)
+    unused = unused_sampling(args.sampling) | unused_model_flags(args)
+    if Path(args.output_path).suffix.lower() == LOSSLESS_SUFFIX:
+        unused["crf"] = f"with a lossless {LOSSLESS_SUFFIX}"
+    refuse_unused(parser.given(), unused)
     return args
 
 

@@ -14,13 +14,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vexpress.cli.adapters import add_adapter_flags
-from vexpress.cli.parser import ArgumentParser, add_options
+from vexpress.cli.adapters import add_adapter_flags, unused_adapter_flags
+from vexpress.cli.parser import ArgumentParser, add_options, refuse_unused
 from vexpress.cli.program import set_up_logging, torchrun_processes
 from vexpress.errors import InputError
 from vexpress.evaluation.settings import LANDMARKS, Settings
 from vexpress.fields import check_range
 from vexpress.options import PRESET_HELP, PRESETS, SamplingOptions, load_model_defaults, option_fields, unlearned
+from vexpress.unused import unused_sampling
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("evaluate")
 
-GENERATION = tuple(field for field in option_fields() if field.name != "fps")
-"""Options of the videos that are generated; their frame rate is that of the real clips."""
+GENERATION = tuple(f for f in option_fields() if f.name not in ("fps", "crop_scale", "crop_face_height"))
+"""Options of the videos that are generated; their frame rate and crop are those of the real clips."""
 MEASURING = tuple(field for field in fields(Settings) if field.name not in ("mouth_meter", "seed"))
 NETWORKS = {
     "fid_network": "Inception v3 as TorchScript, or .safetensors of ours",
@@ -71,7 +72,8 @@ def build_parser(meters: Mapping[str, Callable]) -> ArgumentParser:
 
 def parse_arguments(arguments: list[str] | None, meters: Mapping[str, Callable]) -> Namespace:
     """The flags, checked; `settings` and, with a model to generate with, `sampling` hold those of the tables."""
-    args = build_parser(meters).parse_args(arguments)
+    parser = build_parser(meters)
+    args = parser.parse_args(arguments)
     if args.max_clips is not None:
         check_range("max_clips", args.max_clips, 1, 10**9)
     check_range("bootstrap_seed", args.bootstrap_seed, 0, 2**63 - 1)
@@ -93,6 +95,8 @@ def parse_arguments(arguments: list[str] | None, meters: Mapping[str, Callable])
         name = next(iter(given), "preset" if args.preset else "lora")
         raise InputError(f"`{name}` says how to generate, which needs `meta_path` and `model_dir`")
     args.sampling = SamplingOptions(**load_model_defaults(args.model_dir, args.preset) | given) if generates else None
+    unused = unused_sampling(args.sampling) if generates else {}
+    refuse_unused(parser.given(), unused | unused_adapter_flags(args))
     args.generated_dir = args.generated_dir or args.output_dir / "generated"
     return args
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vexpress.cli.parser import ArgumentParser, add_options
+from vexpress.cli.parser import ArgumentParser, add_options, refuse_unused
 from vexpress.cli.program import set_up_logging
 from vexpress.errors import InputError
 from vexpress.fields import check_fields, option
@@ -121,8 +121,14 @@ def find_faces(
 def main(arguments: list[str] | None = None) -> None:
     """Video -> keypoints and sound, as files that appear together."""
     set_up_logging()
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
     settings = ExtractSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ExtractSettings)})
+    unused = {} if args.audio_save_path else {"audio_track": "without `audio_save_path`"}
+    if settings.face_models == "mtcnn":
+        unused["insightface_model_path"] = "with `face_models` mtcnn"
+    given = parser.given()
+    refuse_unused(given, unused)
     kps_path, audio_path = check_outputs(args)
     import torch
 
@@ -133,8 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     from vexpress.media.mtcnn import load_face_detector
     from vexpress.media.video import check_rate, probe_video
 
-    is_given = args.insightface_model_path != DEFAULT_FACE_MODELS
-    face_models = settings.face_models or ("insightface" if is_given else None)
+    face_models = settings.face_models or ("insightface" if "insightface_model_path" in given else None)
     device = resolve_device(args.device, args.gpu_id)
     analyzer = load_face_detector(face_models, args.insightface_model_path, device)
     info = probe_video(args.video_path)

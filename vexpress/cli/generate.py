@@ -13,8 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vexpress.cli.adapters import add_adapter_flags
-from vexpress.cli.parser import ArgumentParser, add_options
+from vexpress.cli.adapters import add_adapter_flags, unused_adapter_flags
+from vexpress.cli.parser import ArgumentParser, add_options, refuse_unused
 from vexpress.cli.program import resting_collector, set_up_logging, torchrun_processes
 from vexpress.errors import InputError
 from vexpress.files import check_output_path, replacing
@@ -31,6 +31,7 @@ from vexpress.options import (
     unlearned,
 )
 from vexpress.provenance import check_signing, sign_video, video_metadata
+from vexpress.unused import unused_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,6 +129,7 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
     for name in ("reference_image_path", "audio_path"):
         if getattr(args, name) is None:
             raise InputError(f"`{name}` is missing: give the file; without both and without a model the demo runs")
+    args.given = parser.given()
     args.sampling = options_of(args, SamplingOptions)
     args.motion = options_of(args, MotionOptions)
     check_signing(args.c2pa_certificate, args.c2pa_key)
@@ -135,6 +137,14 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
         strategy = args.motion.retarget_strategy
         raise InputError(f"`retarget_strategy` {strategy} needs `kps_path`; without one use fix_face")
     return args
+
+
+def unused_model_flags(args: Namespace) -> dict[str, str]:
+    """Flags of the model without effect -> why."""
+    unused = unused_adapter_flags(args)
+    if args.face_models == "mtcnn":
+        unused["insightface_model_path"] = "with `face_models` mtcnn"
+    return unused
 
 
 def options_of(args: Namespace, table: type) -> SamplingOptions | MotionOptions:
@@ -268,6 +278,9 @@ def make_video(args: Namespace, rank: int) -> None:
     dtype = resolve_dtype(options.dtype, device)
     paths = ModelPaths.from_model_dir(args.model_dir, **{name: getattr(args, name) for name in LAYOUT})
     output_path, sheet_path = check_outputs(args, paths)
+    has_motion = paths.head_motion_path.exists()
+    unused = unused_options(options, args.motion, args.kps_path is not None, has_motion)
+    refuse_unused(args.given, unused | unused_model_flags(args))
     request = Request(args.reference_image_path, args.audio_path, args.kps_path, args.motion)
     face_models = args.motion.face_models or ("insightface" if args.insightface_model_path else None)
     loaded = {}
@@ -282,7 +295,7 @@ def make_video(args: Namespace, rank: int) -> None:
         request,
         options,
         lambda: load_face_detector(face_models, paths.insightface_model_path, device),
-        build_motion if paths.head_motion_path.exists() else None,
+        build_motion if has_motion else None,
         paths.has_attributes,
     )
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from vexpress.cli.clip_arguments import EXIT_FAILURES
-from vexpress.cli.parser import ArgumentParser
+from vexpress.cli.parser import ArgumentParser, refuse_unused
 from vexpress.cli.program import set_up_logging
 from vexpress.errors import InputError
 from vexpress.fields import check_range
@@ -37,11 +37,15 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: of the command line; None reads sys.argv.
     """
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
     set_up_logging()
     if (args.save_path is None) == (args.shards_dir is None):
         raise InputError("give one of `save_path` and `shards_dir`")
     check_range("shard_mib", args.shard_mib, 1, 1_000_000)
+    refuse_unused(parser.given(), {"shard_mib": "without `shards_dir`"} if args.shards_dir is None else {})
+    if not args.meta_path.is_file():
+        raise InputError("no such file", "meta_path", args.meta_path)
     from vexpress.data.index import write_index
 
     if args.shards_dir is not None:

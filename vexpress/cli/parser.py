@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vexpress.errors import InputError
@@ -33,7 +33,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         """As argparse, but `--audio_path -a.mp3` means `--audio_path=-a.mp3`."""
         ArgumentParser.last = self
-        joined: list[str] = []
+        self._joined = joined = []
         for argument in sys.argv[1:] if args is None else args:
             flag = self._option_string_actions.get(joined[-1]) if joined else None
             takes_value = flag is not None and flag.nargs is None
@@ -43,6 +43,12 @@ class ArgumentParser(argparse.ArgumentParser):
                 joined.append(argument)
         self.parsed, rest = super().parse_known_args(joined, namespace)
         return self.parsed, rest
+
+    def given(self) -> dict[str, Any]:
+        """The options that the command line gives, by name, without defaults."""
+        blank = argparse.Namespace(**dict.fromkeys(vars(self.parsed)))  # what has a value gets no default
+        found, _ = super().parse_known_args(self._joined, blank)
+        return {name: value for name, value in vars(found).items() if value is not None}
 
     def error(self, message: str):
         """Raises instead of printing the usage and exiting."""
@@ -55,6 +61,22 @@ class ArgumentParser(argparse.ArgumentParser):
     def name_of(self, field: str) -> str:
         """What an error calls a field: the flag of that name, if there is one."""
         return f"--{field}" if self.has_flag(field) else field
+
+
+def refuse_unused(given: Mapping[str, Any], unused: Mapping[str, str]) -> None:
+    """Refuses options that are given and have no effect; defaults are not given.
+
+    Args:
+        given: of `ArgumentParser.given`.
+        unused: name -> why it has no effect, such as "without `kps_path`".
+
+    Raises:
+        InputError: names the first of them.
+    """
+    for name, why in unused.items():
+        if name in given:
+            value = None if given[name] is True else given[name]  # of a switch
+            raise InputError(f"has no effect {why}; leave it out", name, value)
 
 
 def add_options(group: argparse._ActionsContainer, fields: Iterable[dataclasses.Field], default: Any = None) -> None:

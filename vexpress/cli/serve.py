@@ -12,8 +12,8 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
-from vexpress.cli.adapters import add_adapter_flags
-from vexpress.cli.parser import ArgumentParser, add_options
+from vexpress.cli.adapters import add_adapter_flags, unused_adapter_flags
+from vexpress.cli.parser import ArgumentParser, add_options, refuse_unused
 from vexpress.cli.program import set_up_logging
 from vexpress.errors import InputError, first_line
 from vexpress.model_folder import DEFAULT_MODEL_DIR, choose_model_dir
@@ -51,7 +51,9 @@ def parse_arguments(arguments: list[str] | None) -> tuple[Namespace, ServeSettin
     Raises:
         InputError: a value out of bounds, or a service for others without a token.
     """
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    refuse_unused(parser.given(), unused_adapter_flags(args))
     args.token = args.token or os.environ.get(TOKEN_VARIABLE) or None
     settings = ServeSettings(**{field.name: getattr(args, field.name) for field in fields(ServeSettings)})
     args.model_dir = choose_model_dir(args.model_dir)

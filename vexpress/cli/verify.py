@@ -6,7 +6,7 @@ vexpress verify --meta_path dataset/metadata.json --contact_sheet sheet.png
 import sys
 from pathlib import Path
 
-from vexpress.cli.parser import ArgumentParser
+from vexpress.cli.parser import ArgumentParser, refuse_unused
 from vexpress.cli.program import set_up_logging
 from vexpress.data.config import DataConfig
 from vexpress.errors import InputError
@@ -35,11 +35,15 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: of the command line; None reads sys.argv.
     """
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
     for name, (low, high) in LIMITS.items():
         check_range(name, getattr(args, name), low, high)
     if args.contact_sheet is not None and args.contact_sheet.suffix.lower() != ".png":
         raise InputError("must end in .png", "contact_sheet", args.contact_sheet)
+    if args.contact_sheet is None:
+        unused = dict.fromkeys(("num_clips", "num_frames", "lip_mask_scale"), "without `contact_sheet`")
+        refuse_unused(parser.given(), unused)
     set_up_logging()
     from PIL import Image
     from tqdm import tqdm

@@ -25,6 +25,7 @@ from vexpress.server.schema import option_fields
 from vexpress.server.settings import ServeSettings
 from vexpress.server.streaming import FragmentedMp4, playable_rate
 from vexpress.server.turns import Watch
+from vexpress.unused import unused_options
 
 logger = logging.getLogger(__name__)
 
@@ -140,16 +141,20 @@ def differing(options: SamplingOptions, motion: MotionOptions, defaults: Samplin
     return {name: value for name, value in given.items() if name in names and value != own[name]}
 
 
-def command_line(request: VideoRequest, model_dir: Path, defaults: SamplingOptions) -> str:
+def command_line(request: VideoRequest, model_dir: Path, defaults: SamplingOptions, has_natural_motion: bool) -> str:
     """The program's call that makes the same video; files are named as they can be downloaded."""
+    has_kps = bool({"kps", "driving_video"} & set(request.files))
+    unused = unused_options(request.options, request.motion, has_kps, has_natural_motion)
     words = ["vexpress", "generate"]
     if model_dir.resolve() != EMBEDDED_MODEL_DIR:  # which is the default
         words += ["--model_dir", model_dir.name]
     words += ["--reference_image_path", download_name("portrait", request)]
     words += ["--audio_path", download_name("audio", request)]
-    if {"kps", "driving_video"} & set(request.files):
+    if has_kps:
         words += ["--kps_path", download_name("kps", request)]
     for name, value in differing(request.options, request.motion, defaults).items():
+        if name in unused:  # the program would refuse it
+            continue
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no_{name}")
         else:

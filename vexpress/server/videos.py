@@ -96,8 +96,9 @@ async def get_video(job_id: JobId, request: Request, service: OwnService) -> dic
     if job.state == states.DONE:
         wanted = VideoRequest.from_json(job.request, service.worker.folder(job.id))
         base = str(request.base_url).rstrip("/")
-        body["command"] = command_line(wanted, service.engine.model_dir, service.engine.defaults)
-        body["api_call"] = api_call(wanted, base, service.engine.defaults)
+        engine = service.engine
+        body["command"] = command_line(wanted, engine.model_dir, engine.defaults, engine.has_natural_motion)
+        body["api_call"] = api_call(wanted, base, engine.defaults)
     return body
 
 

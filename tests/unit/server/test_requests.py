@@ -15,6 +15,7 @@ from vexpress.model_folder import EMBEDDED_MODEL_DIR  # noqa: E402
 from vexpress.options import MotionOptions, SamplingOptions  # noqa: E402
 from vexpress.request import prepare_request  # noqa: E402
 from vexpress.server import requests  # noqa: E402
+from vexpress.server.jobs import command_line  # noqa: E402
 from vexpress.server.requests import VideoRequest, check_files  # noqa: E402
 from vexpress.server.settings import ServeSettings  # noqa: E402
 
@@ -115,3 +116,18 @@ def test_a_line_of_pixels_that_is_made_smaller_shows_no_face(tmp_path, two_track
     wanted = VideoRequest(SamplingOptions(), MotionOptions(paste_back=True), files)
     with pytest.raises(InputError, match="no face"):
         prepare_request(wanted.prepared_without_motion(ServeSettings()), wanted.options, NoFace)
+
+
+def test_the_command_of_a_job_has_no_option_that_the_program_refuses(two_tracks):
+    def words(has_natural_motion: bool = True, guidance_scale: float = 1.0, **motion) -> list[str]:
+        wanted = asks_for(two_tracks, **motion)
+        options = SamplingOptions(crop_scale=3.0, guidance="audio", guidance_scale=guidance_scale)
+        wanted = VideoRequest(options, wanted.motion, wanted.files)
+        line = command_line(wanted, EMBEDDED_MODEL_DIR, SamplingOptions(), has_natural_motion)
+        return [word for word in line.split() if word.startswith("--")]
+
+    common = ["--reference_image_path", "--audio_path", "--guidance_scale", "--output_path"]
+    assert words(motion="still", motion_strength=2.0, kps_extend="hold") == [*common[:3], "--motion", common[3]]
+    assert words(False, motion_strength=2.0) == common
+    assert {"--crop_scale", "--motion_strength"} <= {*words(auto_crop=True, motion_strength=2.0)}
+    assert "--guidance" in words(guidance_scale=2.0)
