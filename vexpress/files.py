@@ -158,6 +158,7 @@ def check_output_path(
     field: str,
     inputs: Sequence[str | os.PathLike | None] = (),
     model_dirs: Sequence[str | os.PathLike | None] = (),
+    suffixes: Sequence[str] = (),
 ) -> Path:
     """Finds out before hours of work whether `path` can be written, and that nothing is lost by it.
 
@@ -166,10 +167,11 @@ def check_output_path(
         field: for messages.
         inputs: files that are read, and other files that are written, none of which `path` may be.
         model_dirs: folders or files of models; `path` may not be one of their files, or one that would be loaded.
+        suffixes: of what the file will hold; none: any.
 
     Raises:
-        InputError: the folder is missing or not writable, or `path` is no regular file, or one of the inputs, or a
-            file of a model.
+        InputError: the folder is missing or not writable, or `path` is no regular file, one of the inputs, a file of a
+            model, or of another suffix.
     """
     try:
         if "\0" in os.fspath(path):  # Python's own checks of such a path say that it is not there
@@ -187,6 +189,8 @@ def check_output_path(
             could_be_loaded = path.exists() or path.suffix.lower() in MODEL_SUFFIXES
             if could_be_loaded and path.resolve().is_relative_to(Path(folder).resolve()):
                 raise InputError(f"would be a file of the model in {folder}; change `{field}`", field, path)
+        if suffixes and path.suffix.lower() not in suffixes:
+            raise InputError(f"must end in {' or '.join(suffixes)}", field, path)
         tempfile.TemporaryFile(dir=path.parent).close()
     except ValueError as error:
         if isinstance(error, InputError):

@@ -54,6 +54,21 @@ def test_default_run(tmp_path, monkeypatch, capsys):
         assert sheet.width > 1000
 
 
+def test_what_is_given_goes_before_the_demo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = inference.parse_arguments(["--motion", "natural"])
+    assert args.kps_path is None and args.motion.retarget_strategy is None
+    args = inference.parse_arguments(["--kps_path", "mine.npz"])
+    assert args.kps_path == "mine.npz" and args.motion.retarget_strategy is None
+    args = inference.parse_arguments([])
+    assert args.kps_path.endswith("driving_kps.npz") and args.motion.retarget_strategy == "naive_retarget"
+    assert (args.output_path, args.contact_sheet_path) == ("output/demo.mp4", "output/demo.png")
+    args = inference.parse_arguments(["--output_path", "output/output.mp4"])
+    assert (args.output_path, args.contact_sheet_path) == ("output/output.mp4", None)
+    args = inference.parse_arguments(["--output_path", "a.mp4", "--contact_sheet_path", "b.png"])
+    assert (args.output_path, args.contact_sheet_path) == ("a.mp4", "b.png")
+
+
 def test_a_model_folder_of_ones_own_counts_more(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model_ckpts").mkdir()

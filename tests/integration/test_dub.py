@@ -105,6 +105,7 @@ def test_the_same_run_makes_the_same_file_and_rolling_works(flags, film):
     ("changes", "message"),
     [
         ({"--output_path": "out.avi"}, "--output_path out.avi: must end in .mp4 or .mkv"),
+        ({"--contact_sheet_path": "sheet.jpg"}, "--contact_sheet_path sheet.jpg: must end in .png"),
         ({"--audio_path": "nothing.wav"}, "--audio_path nothing.wav: cannot be read"),
         ({"--output_path": "none/out.mp4"}, "the folder none does not exist"),
         ({"--length": "longest"}, "invalid choice"),

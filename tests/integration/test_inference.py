@@ -428,6 +428,20 @@ def test_an_input_is_never_overwritten(files, capsys):
     assert "one of the inputs" in error({**files, "--output_path": files["--audio_path"]}, capsys)
 
 
+@pytest.mark.parametrize(
+    ("flag", "name", "suffix"),
+    [
+        ("--output_path", "a.gif", ".mp4"),
+        ("--output_path", "a.mkv", ".mp4"),
+        ("--output_path", "a", ".mp4"),
+        ("--contact_sheet_path", "a.jpg", ".png"),
+    ],
+)
+def test_a_file_is_named_as_what_it_holds(files, tmp_path, capsys, flag, name, suffix):
+    path = tmp_path / name
+    assert error({**files, flag: path}, capsys) == f"error: {flag} {path}: must end in {suffix}"
+
+
 @pytest.mark.parametrize(("flag", "name"), [("--smile", "curve.csv"), ("--lora", "mine.safetensors:0.5")])
 @pytest.mark.parametrize("output", ["--output_path", "--contact_sheet_path"])
 def test_a_curve_or_an_adapter_is_never_overwritten(files, tmp_path, capsys, flag, name, output):

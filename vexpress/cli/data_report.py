@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vexpress.cli.parser import ArgumentParser
 from vexpress.cli.program import set_up_logging
-from vexpress.errors import InputError
 from vexpress.fields import check_range
 
 
@@ -34,13 +33,11 @@ def main(arguments: list[str] | None = None) -> None:
     """
     args = build_parser().parse_args(arguments)
     check_range("num_samples", args.num_samples, 0, 1000)
-    if args.save_path.suffix.lower() not in (".html", ".htm"):
-        raise InputError("must end in .html", "save_path", args.save_path)
     set_up_logging()
     from vexpress.files import check_output_path, replacing
     from vexpress.prepare.data_report import build_report
 
-    check_output_path(args.save_path, "save_path", [args.meta_path])
+    check_output_path(args.save_path, "save_path", [args.meta_path], suffixes=(".html", ".htm"))
     page = build_report(args.meta_path, args.group_by, args.num_samples)
     with replacing(args.save_path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")

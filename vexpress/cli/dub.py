@@ -71,8 +71,6 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
     args.sampling = options_of(args, SamplingOptions)
     args.settings = options_of(args, DubSettings)
     args.motion = MotionOptions(**{field.name: getattr(args, field.name) for field in MOTION})
-    if Path(args.output_path).suffix.lower() not in SUFFIXES:
-        raise InputError(f"must end in {' or '.join(SUFFIXES)}", "output_path", args.output_path)
     unused = unused_sampling(args.sampling) | unused_model_flags(args)
     if Path(args.output_path).suffix.lower() == LOSSLESS_SUFFIX:
         unused["crf"] = f"with a lossless {LOSSLESS_SUFFIX}"
@@ -88,10 +86,11 @@ def check_outputs(args: Namespace, paths: ModelPaths) -> tuple[Path, Path | None
     """
     inputs = (args.video_path, args.audio_path, *adapter_files(args.lora))
     models = (args.model_dir, *vars(paths).values())
-    output_path = check_output_path(args.output_path, "output_path", inputs, models)
+    output_path = check_output_path(args.output_path, "output_path", inputs, models, SUFFIXES)
     if not args.contact_sheet_path:
         return output_path, None
-    return output_path, check_output_path(args.contact_sheet_path, "contact_sheet_path", (*inputs, output_path), models)
+    inputs = (*inputs, output_path)
+    return output_path, check_output_path(args.contact_sheet_path, "contact_sheet_path", inputs, models, (".png",))
 
 
 def main(arguments: list[str] | None = None) -> None:

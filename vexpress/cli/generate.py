@@ -8,7 +8,7 @@ import argparse
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +49,9 @@ DEMO = {
     "kps_path": EMBEDDED_MODEL_DIR / "examples" / "driving_kps.npz",
     "retarget_strategy": "naive_retarget",
     "output_path": "output/demo.mp4",
+    "contact_sheet_path": "output/demo.png",
 }
-"""What a run without inputs takes."""
+"""What a run without inputs takes in place of other defaults."""
 SAMPLING_RATE_HZ = 16000  # of the released audio encoder
 SHEET_FRAMES = 8
 
@@ -62,7 +63,7 @@ def build_parser() -> ArgumentParser:
     inputs.add_argument("--reference_image_path", help="portrait, best square: head and shoulders")
     inputs.add_argument("--audio_path", help="speech: any audio or video file")
     inputs.add_argument("--kps_path", help="driving keypoints: .pth, .npz or .safetensors")
-    inputs.add_argument("--output_path", default=DEFAULT_OUTPUT_PATH, help="video to write")
+    inputs.add_argument("--output_path", default=DEFAULT_OUTPUT_PATH, help="video to write: .mp4")
     inputs.add_argument("--contact_sheet_path", help="PNG to write: portrait, some frames, keypoints and waveform")
     inputs.add_argument("--no_metadata", action="store_true", help="do not write into the file that it is generated")
     inputs.add_argument("--c2pa_certificate", help="PEM of a certificate chain, to sign that the video is generated")
@@ -122,10 +123,8 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
     args = parser.parse_args(arguments)
     no_inputs = args.reference_image_path is None and args.audio_path is None
     if no_inputs and Path(model_dir).resolve() == EMBEDDED_MODEL_DIR:
-        for name, value in DEMO.items():
-            if getattr(args, name) == parser.get_default(name):
-                setattr(args, name, str(value))
-        args.contact_sheet_path = args.contact_sheet_path or str(Path(args.output_path).with_suffix(".png"))
+        parser.set_defaults(**demo_defaults(parser.given()))
+        args = parser.parse_args(arguments)
     for name in ("reference_image_path", "audio_path"):
         if getattr(args, name) is None:
             raise InputError(f"`{name}` is missing: give the file; without both and without a model the demo runs")
@@ -137,6 +136,16 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
         strategy = args.motion.retarget_strategy
         raise InputError(f"`retarget_strategy` {strategy} needs `kps_path`; without one use fix_face")
     return args
+
+
+def demo_defaults(given: Mapping[str, Any]) -> dict[str, str]:
+    """What of DEMO goes with the flags that are given."""
+    defaults = {name: str(value) for name, value in DEMO.items()}
+    if "motion" in given or "kps_path" in given:
+        del defaults["kps_path"], defaults["retarget_strategy"]
+    if "output_path" in given:  # beside which a picture of the user's may lie
+        del defaults["contact_sheet_path"]
+    return defaults
 
 
 def unused_model_flags(args: Namespace) -> dict[str, str]:
@@ -195,11 +204,11 @@ def check_outputs(args: Namespace, paths: ModelPaths) -> tuple[Path, Path | None
     models = (args.model_dir, *vars(paths).values())
     if args.output_path in (DEFAULT_OUTPUT_PATH, DEMO["output_path"]):
         Path(args.output_path).parent.mkdir(exist_ok=True)
-    output_path = check_output_path(args.output_path, "output_path", inputs, models)
+    output_path = check_output_path(args.output_path, "output_path", inputs, models, (".mp4",))
     sheet_path = None
     if args.contact_sheet_path:
         inputs = (*inputs, output_path)
-        sheet_path = check_output_path(args.contact_sheet_path, "contact_sheet_path", inputs, models)
+        sheet_path = check_output_path(args.contact_sheet_path, "contact_sheet_path", inputs, models, (".png",))
     return output_path, sheet_path
 
 

@@ -39,8 +39,6 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     for name, (low, high) in LIMITS.items():
         check_range(name, getattr(args, name), low, high)
-    if args.contact_sheet is not None and args.contact_sheet.suffix.lower() != ".png":
-        raise InputError("must end in .png", "contact_sheet", args.contact_sheet)
     if args.contact_sheet is None:
         unused = dict.fromkeys(("num_clips", "num_frames", "lip_mask_scale"), "without `contact_sheet`")
         refuse_unused(parser.given(), unused)
@@ -58,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError("holds no clips", "meta_path", args.meta_path)
     if args.contact_sheet is not None:
         files = [path for record in records for path in files_of(record).values()]
-        check_output_path(args.contact_sheet, "contact_sheet", [args.meta_path, *files])
+        check_output_path(args.contact_sheet, "contact_sheet", [args.meta_path, *files], suffixes=(".png",))
     folder = args.meta_path.parent
     found = verify_clips(records, args.num_processes)
     reports = list(tqdm(found, total=len(records), desc="verify", unit="clip"))
