@@ -1,6 +1,7 @@
 """`vexpress person` on drawn people: from a video to an adapter that `vexpress generate` takes."""
 
 import json
+import os
 
 import pytest
 import safetensors.torch
@@ -64,6 +65,35 @@ def test_dry_run_writes_a_configuration_that_train_takes(tmp_path, monkeypatch, 
     assert "no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--prior_meta_path": "none.json"}, "--prior_meta_path: metadata none.json: cannot be read"),
+        ({"--prior_meta_path": "empty.json"}, "--prior_meta_path empty.json: holds no clips"),
+        ({"--prior_share": 0.5}, "--prior_share 0.5: has no effect without --prior_meta_path"),
+        ({"video": "a.txt"}, "video=a.txt: must end in .mp4"),
+        ({"video": ".a.mp4"}, "video=.a.mp4: must end in .mp4"),
+        ({"--output_dir": "${b}"}, "/${b}: a configuration cannot hold"),
+        ({"--output_dir": os.fsdecode(b"b\xff")}, "a configuration cannot hold"),
+        ({"--model_dir": "model${b}"}, "/model${b}: a configuration cannot hold"),
+    ],
+)
+def test_mistakes_are_found_at_once(tmp_path, monkeypatch, capsys, changes, message):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_model_dir(tmp_path / changes.get("--model_dir", "model"))
+    for name in ("a.mp4", ".a.mp4", "a.txt"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "empty.json").write_text("[]")
+    before = set(tmp_path.iterdir())
+    flags = {"--model_dir": "model", "--output_dir": "out", "--config": ROOT / "training_configs" / "person.yaml"}
+    flags |= {name: value for name, value in changes.items() if name != "video"}
+    words = [word for flag in flags.items() for word in flag]
+    assert run("person", changes.get("video", "a.mp4"), *words, monkeypatch=monkeypatch) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert set(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "metadata.json"])
 def test_files_of_others_are_never_replaced(tmp_path, monkeypatch, capsys, name):
     model_dir = tiny.write_model_dir(tmp_path / "model")
@@ -74,7 +104,7 @@ def test_files_of_others_are_never_replaced(tmp_path, monkeypatch, capsys, name)
     (out / "config.yaml").write_text(base)
     if name == "metadata.json":
         (out / "config.yaml").rename(out / "mine.yaml")
-        (out / name).write_text("[]")
+        (out / name).write_text('[{"video": "b.mp4", "face_info": "b.npz", "audio_embeds": "b.npz"}]')
     kept = (out / name).read_text()
     common = ("person", tmp_path / "a.mp4", "--model_dir", model_dir, "--output_dir", out, "--dry_run")
     for flags in (
@@ -83,7 +113,8 @@ def test_files_of_others_are_never_replaced(tmp_path, monkeypatch, capsys, name)
         ("--config", ROOT / "training_configs" / "person.yaml"),
     ):
         assert run(*common, *flags, monkeypatch=monkeypatch) == 2
-        assert "--output_dir" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "--output_dir" in error or f"metadata {out / 'metadata.json'}: cannot be read" in error
         assert (out / name).read_text() == kept
 
 
@@ -104,6 +135,7 @@ def test_a_video_becomes_an_adapter(tmp_path, monkeypatch, capsys):
         "data.num_workers": 0,
         "tracker": "null",
         "lora.rank": 2,
+        "output_dir": tmp_path / "elsewhere",
     }
     command = ["person", pack / "heldout" / row["video"], "--model_dir", pack, "--output_dir", out]
     command += ["--config", ROOT / "training_configs" / "person.yaml", "--min_resolution=32", "--min_face_px=16"]
@@ -111,7 +143,8 @@ def test_a_video_becomes_an_adapter(tmp_path, monkeypatch, capsys):
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     assert run(*command, monkeypatch=monkeypatch) == 0, capsys.readouterr().err
     assert len(load_metadata(out / "metadata.json")) > 10  # the person's, and the pack's
-    adapter = out / "run" / "export" / "adapter.safetensors"
+    adapter = tmp_path / "elsewhere" / "export" / "adapter.safetensors"
+    assert f"--lora {adapter}" in capsys.readouterr().out
     assert any(tensor.any() for key, tensor in safetensors.torch.load_file(adapter).items() if "lora_B" in key)
     assert run(*command, monkeypatch=monkeypatch) == 0  # all is there
     command = ["generate", "--lora", f"{adapter}:0.5", "--output_path", tmp_path / "a.mp4", "--model_dir", pack]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vexpress.cli import cache_latents, prepare, train
-from vexpress.cli.parser import ArgumentParser, add_options
+from vexpress.cli.parser import ArgumentParser, add_options, refuse_unused
 from vexpress.cli.program import set_up_logging
 from vexpress.errors import InputError
 from vexpress.fields import check_range, kind_of
@@ -55,8 +55,10 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     """A video -> clips -> latents -> an adapter."""
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
     check_range("prior_share", args.prior_share, 0.01, 0.99)
+    refuse_unused(parser.given(), {} if args.prior_meta_path else {"prior_share": "without `prior_meta_path`"})
     if not args.video.is_file():
         raise InputError("no such file", "video", args.video)
     if not args.model_dir.is_dir():
@@ -64,12 +66,18 @@ def main(arguments: list[str] | None = None) -> None:
     if not args.config.is_file():
         raise InputError("no such file", "config", args.config)
     set_up_logging()
+    from vexpress.data.formats import VIDEO_SUFFIXES
     from vexpress.training.config_file import load_config
+
+    if args.video.name.startswith(".") or not args.video.name.lower().endswith(VIDEO_SUFFIXES):
+        raise InputError(f"must end in {', '.join(VIDEO_SUFFIXES)}, and not start with a dot", "video", args.video)
+    prior = load_prior(args.prior_meta_path) if args.prior_meta_path else []
 
     # 1. what the steps have in common
     config_path = write_config(args)
     training = ["--config", str(config_path), *args.set]
-    data = load_config(config_path, args.set).data
+    config = load_config(config_path, args.set)
+    data = config.data
     if data.train_width != data.train_height:
         raise InputError("prepared clips are square: set both alike", "data.train_width", data.train_width)
     if args.dry_run:
@@ -80,14 +88,14 @@ def main(arguments: list[str] | None = None) -> None:
     args.output_dir.joinpath("source").mkdir(parents=True, exist_ok=True)
     link_source(args.video, args.output_dir / "source")
     prepare.main(prepare_arguments(args, data.train_width))
-    write_metadata(args)
+    write_metadata(args, prior)
 
     # 3. latents, then the adapter
     encoding = ["--meta_path", str(metadata_path(args)), "--cache_dir", str(args.output_dir / "latents")]
     encoding += ["--vae_path", str(args.model_dir / LAYOUT["vae_path"])]
     cache_latents.main([*encoding, "--width", str(data.train_width), "--height", str(data.train_height)])
     train.main(training)
-    adapter = args.output_dir / "run" / "export" / "adapter.safetensors"
+    adapter = Path(config.output_dir) / "export" / "adapter.safetensors"
     print(f"{adapter}: use it with `vexpress generate --model_dir {args.model_dir} --lora {adapter} ...`")
 
 
@@ -96,16 +104,38 @@ def metadata_path(args: Namespace) -> Path:
     return args.output_dir / "metadata.json"
 
 
+def load_prior(path: Path) -> "list[ClipRecord]":
+    """Reads the metadata of clips of others.
+
+    Raises:
+        InputError: they cannot be read, or there are none.
+    """
+    from vexpress.data.formats import load_metadata
+
+    try:
+        records = load_metadata(path)
+    except InputError as error:
+        raise InputError(error.problem, "prior_meta_path") from error
+    if not records:
+        raise InputError("holds no clips", "prior_meta_path", path)
+    return records
+
+
 def write_config(args: Namespace) -> Path:
     """Writes the configuration of the training, which `vexpress train` takes as well.
 
     Raises:
-        InputError: the folder cannot be made.
+        InputError: the folder cannot be made, or a path cannot be in a configuration.
     """
     import yaml
 
+    from vexpress.data.metadata_files import is_utf8
     from vexpress.files import replacing
 
+    for name in ("output_dir", "model_dir", "config"):
+        path = str(getattr(args, name).resolve())
+        if "${" in path or not is_utf8(path):
+            raise InputError("a configuration cannot hold ${ or bytes that are no UTF-8; rename it", name, path)
     folder, model = args.output_dir.resolve(), ModelPaths.from_model_dir(args.model_dir)
     settings = {
         "base": str(args.config.resolve()),
@@ -173,7 +203,7 @@ def prepare_arguments(args: Namespace, size: int) -> list[str]:
     return flags
 
 
-def write_metadata(args: Namespace) -> None:
+def write_metadata(args: Namespace, prior: "Sequence[ClipRecord]") -> None:
     """Writes the metadata of the person's clips and those of others.
 
     Raises:
@@ -185,7 +215,6 @@ def write_metadata(args: Namespace) -> None:
     if not own:
         where = args.output_dir / "data" / "rejected.jsonl"
         raise InputError(f"no part of it can serve; {where} says why", "video", args.video)
-    prior = load_metadata(args.prior_meta_path) if args.prior_meta_path else []
     records = mix_clips(own, prior, args.prior_share)
     logger.info("%d clips of the person, and %d of others", len(own), len(set(records) - set(own)))
     save_metadata(metadata_path(args), records)
