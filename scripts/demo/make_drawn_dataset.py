@@ -208,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--silent", action="store_true", help="nobody speaks, and mouths stay closed")
     parser.add_argument("--blink_rate", type=float, default=1.0, help="how much more often than people faces blink")
-    parser.add_argument("--glance_rate", type=float, default=1.0, help="how much more often and further they look aside")
+    parser.add_argument("--glance_rate", type=float, default=1.0, help="likewise, and further, they look aside")
     args = parse_dataset_arguments(parser, arguments, num_clips=400, seconds=3.0, size=128)
     rates = {name: getattr(args, name) for name in ("blink_rate", "glance_rate")}
     for name, rate in rates.items():
