@@ -87,7 +87,8 @@ class VideoRequest:
     def prepared_without_motion(self, settings: ServeSettings) -> Request:
         """As `prepared`, with a still head where the motion is not known yet."""
         kps = self.files.get("kps")
-        motion = self.motion if kps else replace(self.motion, retarget_strategy="fix_face")
+        is_known = kps is not None or self.motion.motion == "natural"
+        motion = self.motion if is_known else replace(self.motion, retarget_strategy="fix_face")
         return self._request(kps, motion, settings)
 
     def _request(self, kps: Path | None, motion: MotionOptions, settings: ServeSettings) -> Request:

@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
@@ -108,6 +109,24 @@ def test_the_whole_picture_becomes_no_larger_a_video_than_any(tmp_path, two_trac
         wanted.prepared(tmp_path, WideFace(), lambda: None, settings),
     ):
         assert prepare_request(request, options, WideFace).video_size == video_size
+
+
+def test_natural_motion_passes_the_check_and_not_beside_a_strategy(tmp_path, two_tracks):
+    class Resting:
+        def make(self, audio, num_frames, *_):
+            return torch.zeros(num_frames, 6)
+
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "picture.png")
+    files = {"portrait": tmp_path / "picture.png", "audio": two_tracks}
+    options = SamplingOptions(image_width=64, image_height=64, fps=5.0)
+
+    def check(**motion) -> int:
+        wanted = VideoRequest(options, MotionOptions(**motion), files).prepared_without_motion(ServeSettings())
+        return len(prepare_request(wanted, options, WideFace, Resting).kps)
+
+    assert check(motion="natural") == check(motion="still") == check()
+    with pytest.raises(InputError, match="leave one of them out"):
+        check(motion="natural", retarget_strategy="fix_face")
 
 
 def test_a_line_of_pixels_that_is_made_smaller_shows_no_face(tmp_path, two_tracks):
