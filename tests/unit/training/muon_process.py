@@ -26,4 +26,5 @@ def train_three_alike(rank: int, folder: Path) -> None:
     """One of two processes; leaves its weights in the folder."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     save_file(trained_three_alike(), folder / f"{rank}.safetensors")
+    dist.barrier()  # gloo may abort where the other process has left
     dist.destroy_process_group()
