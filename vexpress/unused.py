@@ -9,6 +9,11 @@ def unused_sampling(options: SamplingOptions) -> dict[str, str]:
     return dict.fromkeys(names, "with `guidance_scale` 1")
 
 
+def unused_face_models(face_models: str | None) -> dict[str, str]:
+    """As `unused_sampling`, of the folder of insightface's models."""
+    return {"insightface_model_path": "with `face_models` mtcnn"} if face_models == "mtcnn" else {}
+
+
 def unused_options(
     options: SamplingOptions, motion: MotionOptions, has_kps: bool, has_natural_motion: bool
 ) -> dict[str, str]:

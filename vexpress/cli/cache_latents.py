@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     from tqdm import tqdm
 
     from vexpress.data.formats import load_metadata
-    from vexpress.data.latent_cache import autoencoder_digest, encode_clip, is_cached, latent_cache_path, video_facts
+    from vexpress.data.latent_cache import autoencoder_digest, cache_facts, encode_clip, is_cached, latent_cache_path
     from vexpress.devices import resolve_device, resolve_dtype
     from vexpress.diffusion.latents import vae_downsampling
     from vexpress.files import replacing
@@ -91,14 +91,14 @@ def main(arguments: list[str] | None = None) -> None:
             if is_cached(path, video_path, latent_size, autoencoder):
                 num_present += 1
                 continue
-            made_of = {"autoencoder": autoencoder, **video_facts(video_path)}
+            facts = cache_facts(video_path, autoencoder)
             latents = encode_clip(vae, video_path, encoding.width, encoding.height, encoding.batch_size)
         except InputError as error:
             num_failed += 1
             logger.error("%s", " ".join(str(error).split()))
             continue
         with replacing(path) as temporary:
-            safetensors.torch.save_file(latents, temporary, made_of)
+            safetensors.torch.save_file(latents, temporary, facts)
         num_encoded += 1
     print(f"{args.cache_dir}: {num_encoded} clips encoded, {num_present} were there, {num_failed} failed")
     if num_failed:

@@ -17,6 +17,7 @@ from vexpress.errors import InputError
 from vexpress.fields import check_fields, option
 from vexpress.files import check_output_path, replacing
 from vexpress.options import FACE_CHOICES, FACE_MODELS
+from vexpress.unused import unused_face_models
 
 if TYPE_CHECKING:  # at run time they are imported where they are used: the parser answers without them
     from vexpress.media.faces import Face, FaceDetector
@@ -125,10 +126,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     settings = ExtractSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(ExtractSettings)})
     unused = {} if args.audio_save_path else {"audio_track": "without `audio_save_path`"}
-    if settings.face_models == "mtcnn":
-        unused["insightface_model_path"] = "with `face_models` mtcnn"
     given = parser.given()
-    refuse_unused(given, unused)
+    refuse_unused(given, unused | unused_face_models(settings.face_models))
     kps_path, audio_path = check_outputs(args)
     import torch
 

@@ -31,7 +31,7 @@ from vexpress.options import (
     unlearned,
 )
 from vexpress.provenance import check_signing, sign_video, video_metadata
-from vexpress.unused import unused_options
+from vexpress.unused import unused_face_models, unused_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,10 +150,7 @@ def demo_defaults(given: Mapping[str, Any]) -> dict[str, str]:
 
 def unused_model_flags(args: Namespace) -> dict[str, str]:
     """Flags of the model without effect -> why."""
-    unused = unused_adapter_flags(args)
-    if args.face_models == "mtcnn":
-        unused["insightface_model_path"] = "with `face_models` mtcnn"
-    return unused
+    return unused_adapter_flags(args) | unused_face_models(args.face_models)
 
 
 def options_of(args: Namespace, table: type) -> SamplingOptions | MotionOptions:

@@ -1,7 +1,6 @@
 """What training keeps in memory of each clip, and whether a clip can serve at all."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -37,8 +36,7 @@ class Clip:
         eye_corners: (num_frames 2 2 2) float32 px.
         boxes: (num_frames 4) float32 px, the face's.
         attributes: (num_frames 6) float32, NaN where not known.
-        latents_path: file of cached latents, or None.
-        latents: what it says of itself, or None.
+        latents: the file of cached latents, or None.
     """
 
     record: ClipRecord
@@ -53,7 +51,6 @@ class Clip:
     eye_corners: np.ndarray
     boxes: np.ndarray
     attributes: np.ndarray
-    latents_path: Path | None
     latents: CachedLatents | None
 
 
@@ -101,20 +98,19 @@ def read_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int) 
     seconds = record.duration or float(num_video_frames / info.fps)
     if problem := audio_length_problem(len(hidden_states), seconds, audio_encoder.states_hz):
         raise InputError(f"audio_embeds {record.audio_embeds}: {problem}; extract them again")
-    latents_path, latents = None, None
+    latents = None
     if config.latent_cache_dir is not None:
-        latents_path = latent_cache_path(config.latent_cache_dir, record.video)
-        latents = read_cached(latents_path)
+        latents = read_cached(latent_cache_path(config.latent_cache_dir, record.video))
         found, _, *size = latents.shape
         needed_size = [config.train_height // latent_downsampling, config.train_width // latent_downsampling]
         if size != needed_size or found < num_frames:
             raise InputError(
-                f"cached latents {latents_path}: {found} frames of {size}, needed are {num_frames} of {needed_size}; "
+                f"cached latents {latents.path}: {found} frames of {size}, needed are {num_frames} of {needed_size}; "
                 "make them again with `vexpress cache-latents`"
             )
         if not latents.are_of(record.video):
             raise InputError(
-                f"cached latents {latents_path} are of another video than {record.video} is now; make them again with "
+                f"cached latents {latents.path} are of another video than {record.video} is now; make them again with "
                 "`vexpress cache-latents`"
             )
     return Clip(
@@ -130,6 +126,5 @@ def read_clip(record: ClipRecord, config: DataConfig, latent_downsampling: int) 
         eye_corners=eye_corners(face_info.landmark_2d_106[:num_frames]),
         boxes=face_info.bbox[:num_frames].copy(),
         attributes=clip_attributes(record.attributes, face_info.landmark_2d_106[:num_frames]),
-        latents_path=latents_path,
         latents=latents,
     )

@@ -177,7 +177,7 @@ class TalkingFaceDataset(Dataset):
             return
         again = "make them again with `vexpress cache-latents` and the autoencoder that is trained with"
         if self._latent_channels not in (None, clip.latents.shape[1]):
-            made = f"{clip.latents_path} has {clip.latents.shape[1]} channels, needed are {self._latent_channels}"
+            made = f"{clip.latents.path} has {clip.latents.shape[1]} channels, needed are {self._latent_channels}"
             raise InputError(f"{made}; {again}", "data.latent_cache_dir", self.config.latent_cache_dir)
         if not clip.latents.autoencoder and not self._warned:
             self._warned = True
@@ -188,7 +188,7 @@ class TalkingFaceDataset(Dataset):
                 again,
             )
         if self._autoencoder and clip.latents.autoencoder not in ("", self._autoencoder):
-            problem = f"{clip.latents_path} is of another autoencoder; {again}"
+            problem = f"{clip.latents.path} is of another autoencoder; {again}"
             raise InputError(problem, "data.latent_cache_dir", self.config.latent_cache_dir)
 
     def _open_index(self, path: str) -> IndexedClips:
@@ -244,7 +244,7 @@ class TalkingFaceDataset(Dataset):
         )
         size = (config.train_width, config.train_height)
         wanted = [*([] if self.only_reference else frame_ids), reference_id]
-        if clip.latents_path is None:
+        if clip.latents is None:
             geometry = random_geometry(rng, clip.frame_size, size, config.crop_ratio, config.flip_rate)
             frames = read_frames_at(clip.record.video, wanted)
             pixels = rearrange(transform_frames(frames, geometry), "f c h w -> c f h w")
@@ -252,7 +252,7 @@ class TalkingFaceDataset(Dataset):
             sample = {"pixel_values": pixels[:, :-1], "reference_image": pixels[:, -1]}
         else:
             geometry = central_geometry(clip.frame_size, size, random_flip(rng, config.flip_rate))
-            latents = load_latents(clip.latents_path, wanted, geometry.flip)
+            latents = load_latents(clip.latents.path, wanted, geometry.flip)
             sample = {"latents": rearrange(latents[:-1], "f c h w -> c f h w"), "reference_latents": latents[-1]}
 
         kps = transform_kps(clip.kps[frame_ids], geometry)

@@ -4,10 +4,11 @@ A file's metadata say what it was made of: `autoencoder`, see `autoencoder_diges
 `mtime_ns`. Files of earlier versions say nothing, and are believed.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,22 +33,31 @@ class CachedLatents:
     """What is known of a cache file without reading its latents.
 
     Attributes:
+        path: of the file.
         shape: of the latents, f c h w.
         autoencoder: digest of what made them; "" is not known.
         video_sha256: of the video's bytes, likewise.
         video_mtime_ns: when the video was last written, likewise.
     """
 
+    path: Path
     shape: tuple[int, int, int, int]
     autoencoder: str
     video_sha256: str
     video_mtime_ns: str
 
     def are_of(self, video_path: str | os.PathLike) -> bool:
-        """Whether the video is still the one that was encoded, or may be, where nothing is known."""
-        if not self.video_sha256 or str(os.stat(video_path).st_mtime_ns) == self.video_mtime_ns:
+        """Whether the video is still the one that was encoded, or may be, where nothing is known.
+
+        Raises:
+            InputError: the video cannot be read.
+        """
+        if not self.video_sha256:
             return True
-        return hash_file(video_path) == self.video_sha256  # copied or touched, or another video
+        with _reading(video_path):
+            if str(os.stat(video_path).st_mtime_ns) == self.video_mtime_ns:
+                return True
+            return hash_file(video_path) == self.video_sha256  # copied or touched, or another video
 
 
 def autoencoder_digest(vae: Autoencoder, folder: str | os.PathLike) -> str:
@@ -71,15 +81,21 @@ def latent_cache_path(cache_dir: str | os.PathLike, video_path: str | os.PathLik
         InputError: there is no such video.
     """
     video_path = Path(video_path).resolve()
-    try:
+    with _reading(video_path):
         num_bytes = video_path.stat().st_size
-    except OSError as error:
-        raise InputError(f"video {video_path}: cannot be read ({error.strerror})") from error
     key = os.fsencode(video_path) + b"|" + str(num_bytes).encode()
     return Path(cache_dir) / f"{hashlib.sha256(key).hexdigest()[:32]}.safetensors"
 
 
-def read_cached(path: str | os.PathLike) -> CachedLatents:
+@contextlib.contextmanager
+def _reading(video_path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"video {video_path}: cannot be read ({error.strerror})") from error
+
+
+def read_cached(path: Path) -> CachedLatents:
     """Reads what a cache file says of itself.
 
     Raises:
@@ -96,7 +112,7 @@ def read_cached(path: str | os.PathLike) -> CachedLatents:
             f"cached latents {path}: missing or damaged; make them with `vexpress cache-latents`"
         ) from error
     known = (facts.get(key, "") for key in ("autoencoder", "sha256", "mtime_ns"))
-    return CachedLatents((num_frames, num_channels, height, width), *known)
+    return CachedLatents(path, (num_frames, num_channels, height, width), *known)
 
 
 def load_latents(path: Path, frame_ids: Sequence[int], flip: bool) -> Tensor:
@@ -122,9 +138,15 @@ def is_cached(path: Path, video_path: Path, latent_size: tuple[int, int], autoen
         return False
 
 
-def video_facts(video_path: Path) -> dict[str, str]:
-    """What a cache file's metadata say of the video; to be read before it is encoded."""
-    return {"mtime_ns": str(video_path.stat().st_mtime_ns), "sha256": hash_file(video_path)}
+def cache_facts(video_path: Path, autoencoder: str) -> dict[str, str]:
+    """A cache file's metadata; to be found out before the video is encoded, lest it be replaced meanwhile.
+
+    Raises:
+        InputError: the video cannot be read.
+    """
+    with _reading(video_path):
+        mtime_ns, sha256 = str(video_path.stat().st_mtime_ns), hash_file(video_path)
+    return {"autoencoder": autoencoder, "sha256": sha256, "mtime_ns": mtime_ns}
 
 
 @torch.inference_mode()

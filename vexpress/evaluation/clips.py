@@ -68,10 +68,15 @@ def pair_folders(generated_dir: Path, real_dir: Path) -> tuple[list[Pair], list[
     return pairs, problems
 
 
+def videos_in(folder: Path) -> list[Path]:
+    """The videos of a folder, sorted; hidden ones are left out."""
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != "."]
+
+
 def _videos(folder: Path, field: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError("no such folder", field, folder)
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES and path.name[0] != "."]
+    paths = videos_in(folder)
     found = {path.stem: path for path in paths}
     if not found:
         raise InputError(f"holds no video ({', '.join(VIDEO_SUFFIXES)})", field, folder)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vexpress.errors import InputError
-from vexpress.evaluation.clips import VIDEO_SUFFIXES, Pair, Problem
+from vexpress.evaluation.clips import Pair, Problem, videos_in
 from vexpress.files import hash_file, read_json, replacing
 from vexpress.media.video import probe_video, write_video
 from vexpress.model_folder import ModelPaths
@@ -72,8 +72,7 @@ def check_generation(folder: Path, pairs: Sequence[Pair], ours: dict[str, Any]) 
     """
     if any(pair.real.resolve().parent == folder.resolve() for pair in pairs):
         raise InputError("is the folder of the real clips; give another folder", "generated_dir", folder)
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if not any(name.lower().endswith(VIDEO_SUFFIXES) and name[0] != "." for name in names):
+    if not folder.is_dir() or not videos_in(folder):
         return
     path = folder / SETTINGS_NAME
     if not path.is_file():

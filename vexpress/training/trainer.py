@@ -94,6 +94,8 @@ class Trainer:
         self.vae = load_frozen_vae(config, self.networks, self.dtype, self.accelerator.device)
 
     def _build_data(self) -> None:
+        is_cached = self.config.data.latent_cache_dir is not None
+        self.autoencoder = autoencoder_digest(self.vae, self.config.vae_model_path) if is_cached else None
         self.dataset = self._build_dataset(self.config.data.meta_paths)
         self._check_same_clips()
         self.validation_set = self.dataset
@@ -122,7 +124,7 @@ class Trainer:
             audio_dim=self.networks.audio_projection.config.embedding_dim,
             audio_encoder=self.audio_encoder,
             latent_channels=self.vae.config.latent_channels,
-            autoencoder=self.config.data.latent_cache_dir and autoencoder_digest(self.vae, self.config.vae_model_path),
+            autoencoder=self.autoencoder,
             only_reference=is_taught,
             for_syncnet=bool(self.config.sync_loss_weight),
         )

@@ -32,7 +32,14 @@ from vexpress.data.formats import (
     save_face_info,
     save_metadata,
 )
-from vexpress.data.latent_cache import LATENT_CACHE_KEYS, autoencoder_digest, latent_cache_path, read_cached
+from vexpress.data.latent_cache import (
+    LATENT_CACHE_KEYS,
+    CachedLatents,
+    autoencoder_digest,
+    cache_facts,
+    latent_cache_path,
+    read_cached,
+)
 from vexpress.data.loading import SampleStream, start_workers
 from vexpress.data.order import random_frame_ids
 from vexpress.data.transforms import lip_mask_box
@@ -494,6 +501,13 @@ def test_latents_of_another_autoencoder_are_refused_and_made_anew(tmp_path, cach
         TalkingFaceDataset(config, seed=0, autoencoder=digest)
     assert cache_latents(*arguments) == (0, f"{cache_dir}: 1 clips encoded, 0 were there, 0 failed\n")
     TalkingFaceDataset(config, seed=0, autoencoder=digest)
+
+
+def test_a_video_that_cannot_be_read_is_named(tmp_path):
+    known = CachedLatents(tmp_path / "x.safetensors", (1, 4, 8, 8), "a", "b", "c")
+    for read in (known.are_of, lambda path: cache_facts(path, "a")):
+        with pytest.raises(InputError, match="gone.mp4: cannot be read"):
+            read(tmp_path / "gone.mp4")
 
 
 def test_an_autoencoder_is_known_by_its_encoder_and_scale_alone(tmp_path, vae_path):
